@@ -1,0 +1,66 @@
+# Two commands matter: `make up` serves a model, `make test` proves the tree. The rest is for daily work.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+CARGO ?= cargo
+BATON := target/release/baton
+VENV := .venv
+PY := $(VENV)/bin/python
+# Where `baton fetch` puts what the tests need; printed by the binary, so that this file knows no paths.
+FETCHED = BATON_PJRT_CPU="$$($(BATON) fetch cpu)" BATON_SMOLLM2="$$($(BATON) fetch smollm2)"
+
+.PHONY: help up build test test-rust test-system test-slow check fmt lint layers doc bench fetch clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+up: build ## serve the default model on this machine, prefill and decode apart
+	@$(BATON) up
+
+build: ## the release binary
+	@$(CARGO) build --release --locked -p baton
+
+fetch: build ## bring the default model and the CPU plugin
+	@$(BATON) fetch smollm2 >/dev/null
+	@$(BATON) fetch cpu >/dev/null
+
+$(VENV)/stamp: tests/requirements.txt
+	@python3 -m venv $(VENV)
+	@$(PY) -m pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+test: test-rust test-system ## everything that must hold; under 25 minutes on two cores, build included
+
+test-rust: fetch ## unit, scenario, property and loopback tests
+	@export $(FETCHED); $(CARGO) test --workspace --locked
+
+test-system: fetch $(VENV)/stamp ## the real stack, real model, official client
+	@export $(FETCHED); $(PY) -m pytest -q tests/system -m "not slow"
+
+test-slow: fetch $(VENV)/stamp ## the slower tier: whole parity, faults at length, TPU ahead of time
+	@export $(FETCHED); $(PY) -m pytest -q tests/system -m slow
+
+check: fmt-check lint layers ## what CI checks besides the tests
+
+fmt: ## format
+	@$(CARGO) fmt --all
+
+.PHONY: fmt-check
+fmt-check:
+	@$(CARGO) fmt --all -- --check
+
+lint: ## clippy, warnings are errors
+	@$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+layers: ## dependencies point downwards; the tree is tidy
+	@$(CARGO) xtask layers
+	@$(CARGO) xtask tidy
+
+doc: ## rustdoc, broken links are errors
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+
+bench: build $(VENV)/stamp ## the figures of BENCHMARKS.md
+	@$(PY) tests/bench/figures.py
+
+clean: ## remove build outputs
+	@$(CARGO) clean
+	@rm -rf $(VENV)
