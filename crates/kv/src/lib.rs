@@ -3,9 +3,13 @@
 
 mod hash;
 mod layout;
+mod params;
 
 pub use hash::{BlockHash, BlockHasher};
 pub use layout::{DType, KvLayout, LayoutError};
+pub use params::{
+    Fingerprint, KvTransferParams, KvTransferRequest, Kvx, LeaseToken, ParamsError, UUID_LIMIT,
+};
 
 /// Index of a block in one server's pool. A private handle: it means nothing on another server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
