@@ -1,0 +1,282 @@
+//! The command line: every subcommand, flag and default in one place.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Serves large language models with prefill and decode apart.
+#[derive(Debug, Parser)]
+#[command(name = "baton", version, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// Log lines as text or JSON. What is logged is chosen by RUST_LOG (default: info).
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The whole stack on this machine: gateway, prefill servers, decode servers.
+    Up(Up),
+    /// One model server.
+    Serve(Box<Serve>),
+    /// The OpenAI front door with the scheduler inside.
+    Gateway(Gateway),
+    /// Brings a model (smollm2) or a device plugin (cpu, tpu); prints where it lies.
+    Fetch(Fetch),
+    /// Compiles every program of a model for a device that is not here; prints memory and flops.
+    Compile(Compile),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// A model folder, a .gguf file, a Hugging Face repo id in the local hub cache, or smollm2.
+    #[arg(default_value = "smollm2")]
+    pub model: String,
+    /// Port of the gateway on 127.0.0.1.
+    #[arg(long, default_value_t = 8000)]
+    pub port: u16,
+    /// Prefill servers.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub prefill: usize,
+    /// Decode servers.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub decode: u16,
+    /// Prompts with at least this many tokens not cached on the decode server go through a prefill server.
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    pub pd_threshold: u32,
+    /// Further arguments for every `baton serve`, after `--`.
+    #[arg(last = true)]
+    pub serve_args: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// A model folder, a .gguf file, a Hugging Face repo id in the local hub cache, or smollm2.
+    pub model: String,
+    /// What the server does: compute prompts for others, generate, or both by itself.
+    #[arg(long, value_enum, default_value_t = Role::Both)]
+    pub role: Role,
+    /// Where the model runs.
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub device: Device,
+    /// Address to listen on.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// Port to listen on; 0 takes a free one.
+    #[arg(long, default_value_t = 8000)]
+    pub port: u16,
+    /// Name in the API; the first of several is the one reported. Default: MODEL as given.
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    pub served_model_name: Vec<String>,
+    /// Longest prompt and answer together, such as 8192 or 32k. Default: what the model was made for.
+    #[arg(long, value_parser = token_count)]
+    pub max_model_len: Option<usize>,
+    /// Most sequences in one step.
+    #[arg(long, default_value_t = 8)]
+    pub max_num_seqs: usize,
+    /// Most tokens in one step.
+    #[arg(long, default_value_t = 512, value_parser = token_count)]
+    pub max_num_batched_tokens: usize,
+    /// Tokens in a KV block.
+    #[arg(long, default_value_t = 16)]
+    pub block_size: u32,
+    /// Memory for KV blocks, such as 512MiB.
+    #[arg(long, default_value = "512MiB", value_parser = byte_count)]
+    pub kv_cache_memory_bytes: u64,
+    /// Element type of weights and KV. Default: f32 on CPU, bf16 elsewhere.
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
+    pub dtype: Dtype,
+    /// Devices that one model is spread over. Only 1 for now.
+    #[arg(long, default_value_t = 1)]
+    pub tensor_parallel_size: usize,
+    /// Requests that may wait for a place; more are answered 503.
+    #[arg(long, default_value_t = 256)]
+    pub max_num_queued_reqs: usize,
+    /// Clients must send one of these as a bearer token.
+    #[arg(long, env = "VLLM_API_KEY", hide_env_values = true, num_args = 1..)]
+    pub api_key: Vec<String>,
+    /// A Jinja file instead of the model's own chat template.
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+    /// Usage tells how much of the prompt was cached.
+    #[arg(long)]
+    pub enable_prompt_tokens_details: bool,
+    /// Seed of requests that give none. Default: a fresh one each start.
+    #[arg(long)]
+    pub seed: Option<u64>,
+
+    /// Port on which a prefill server hands KV over; 0 takes a free one.
+    #[arg(long, default_value_t = 0)]
+    pub kv_port: u16,
+    /// Host that a decode server is told to pull from. Default: --host.
+    #[arg(long)]
+    pub kv_advertise_host: Option<String>,
+    /// How long handed-over KV is held without a sign of life from its taker.
+    #[arg(long, default_value = "15s", value_parser = duration)]
+    pub kv_lease_ttl: Duration,
+    /// Host memory for KV that waits to be taken, and for KV being pulled.
+    #[arg(long, default_value = "1GiB", value_parser = byte_count)]
+    pub kv_host_pool: u64,
+    /// Shared secret of a P/D pool, 64 hex digits. Without one a server neither gives nor takes KV.
+    #[arg(long, env = "BATON_KV_SECRET", hide_env_values = true, value_name = "HEX")]
+    pub kv_secret: Option<String>,
+    /// Hosts, besides loopback, that this server may be told to prefill on and pull KV from; * allows all.
+    #[arg(long, value_name = "HOST", num_args = 1..)]
+    pub kv_allow_host: Vec<String>,
+
+    /// The PJRT plugin to load instead of the fetched one.
+    #[arg(long, env = "BATON_PJRT_PLUGIN", value_name = "FILE")]
+    pub plugin: Option<PathBuf>,
+    /// How long requests may run on after SIGTERM.
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    pub shutdown_timeout: Duration,
+    /// End when standard input is closed, so that no server outlives what started it.
+    #[arg(long, hide = true)]
+    pub exit_with_parent: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gateway {
+    /// JSON file with the address, the endpoints and the thresholds.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// End when standard input is closed.
+    #[arg(long, hide = true)]
+    pub exit_with_parent: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Fetch {
+    /// smollm2, cpu or tpu.
+    pub what: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Compile {
+    /// A model folder, a .gguf file, a Hugging Face repo id in the local hub cache, or smollm2.
+    pub model: String,
+    /// The devices to compile for, such as v6e:2x4.
+    #[arg(long)]
+    pub topology: String,
+    /// Longest prompt and answer together.
+    #[arg(long, value_parser = token_count)]
+    pub max_model_len: Option<usize>,
+    /// Most sequences in one step.
+    #[arg(long, default_value_t = 8)]
+    pub max_num_seqs: usize,
+    /// Most tokens in one prefill chunk.
+    #[arg(long, default_value_t = 512, value_parser = token_count)]
+    pub max_num_batched_tokens: usize,
+    /// Tokens in a KV block.
+    #[arg(long, default_value_t = 16)]
+    pub block_size: u32,
+    /// Memory for KV blocks.
+    #[arg(long, default_value = "512MiB", value_parser = byte_count)]
+    pub kv_cache_memory_bytes: u64,
+    /// The PJRT plugin to load instead of the fetched libtpu.
+    #[arg(long, env = "BATON_PJRT_PLUGIN", value_name = "FILE")]
+    pub plugin: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Role {
+    Prefill,
+    Decode,
+    Both,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Device {
+    Cpu,
+    Cuda,
+    Tpu,
+    /// No device: made-up tokens, for trying what surrounds a model.
+    Sim,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dtype {
+    Auto,
+    Float32,
+    Bfloat16,
+}
+
+/// `8192`, `32k` (thousands) or `32K` (1024s), as vLLM reads them.
+fn token_count(text: &str) -> Result<usize, String> {
+    let (digits, unit) = match text.strip_suffix(['k', 'K']) {
+        Some(digits) => (digits, if text.ends_with('k') { 1000 } else { 1024 }),
+        None => (text, 1),
+    };
+    let n: usize = digits.parse().map_err(|_| "expected a number such as 8192, 32k or 32K".to_owned())?;
+    n.checked_mul(unit).filter(|&n| n > 0 && n <= u32::MAX as usize).ok_or_else(|| "out of range".to_owned())
+}
+
+/// `1073741824`, `512MiB`, `1GiB`, `2GB`.
+fn byte_count(text: &str) -> Result<u64, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let factor: u64 = match unit {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        _ => return Err("expected bytes, such as 512MiB or 1GiB".to_owned()),
+    };
+    let n: u64 = digits.parse().map_err(|_| "expected bytes, such as 512MiB or 1GiB".to_owned())?;
+    n.checked_mul(factor).ok_or_else(|| "out of range".to_owned())
+}
+
+/// `500ms`, `15s`, `2m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let n: u64 = digits.parse().map_err(|_| "expected a duration such as 500ms, 15s or 2m".to_owned())?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(n)),
+        "s" => Ok(Duration::from_secs(n)),
+        "m" => n.checked_mul(60).map(Duration::from_secs).ok_or_else(|| "out of range".to_owned()),
+        _ => Err("expected a duration such as 500ms, 15s or 2m".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn token_counts_read_like_vllm() {
+        assert_eq!(token_count("8192"), Ok(8192));
+        assert_eq!(token_count("32k"), Ok(32_000));
+        assert_eq!(token_count("32K"), Ok(32_768));
+        assert!(token_count("0").is_err() && token_count("x").is_err() && token_count("99999999k").is_err());
+    }
+
+    #[test]
+    fn byte_counts_and_durations_need_sensible_units() {
+        assert_eq!(byte_count("512MiB"), Ok(512 << 20));
+        assert_eq!(byte_count("2GB"), Ok(2_000_000_000));
+        assert!(byte_count("5 potatoes").is_err() && byte_count("99999999999GiB").is_err());
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("15s"), Ok(Duration::from_secs(15)));
+        assert!(duration("15").is_err());
+    }
+}
