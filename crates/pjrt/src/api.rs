@@ -239,3 +239,6 @@ pub(crate) unsafe fn slice<'a, T>(items: *const T, len: usize) -> &'a [T] {
     // SAFETY: passed on to the caller.
     unsafe { std::slice::from_raw_parts(items, len) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,6 +68,11 @@ impl Plugin {
         extension::find(&self.api, kind).is_some()
     }
 
+    #[cfg(test)]
+    pub(crate) fn from_api(api: Arc<Api>) -> Self {
+        Self { api }
+    }
+
     pub(crate) fn api(&self) -> &Arc<Api> {
         &self.api
     }
