@@ -1,0 +1,87 @@
+//! A pooled HTTP/1.1 client that tells "nothing was sent" from "something may have been".
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use std::time::Duration;
+
+/// How a [`Client`] connects and what it keeps.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// Longest wait for a TCP connection.
+    pub connect_timeout: Duration,
+    /// How long an unused connection is kept. Must be shorter than the server's, or a request may meet a closing one.
+    pub idle_timeout: Duration,
+    /// Most unused connections kept for one address.
+    pub max_idle_per_host: usize,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(1),
+            idle_timeout: Duration::from_secs(20),
+            max_idle_per_host: 64,
+        }
+    }
+}
+
+/// Why no response head came.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No connection: nothing was sent, so that the request may be sent elsewhere whatever it does.
+    #[error("no connection")]
+    Connect(#[source] legacy::Error),
+    /// The connection failed before the head of a response came. The server may have seen the request.
+    #[error("connection failed before a response")]
+    Sent(#[source] legacy::Error),
+}
+
+/// Sends requests over pooled connections. Cheap to clone; clones share the pool.
+#[derive(Clone, Debug)]
+pub struct Client {
+    inner: legacy::Client<HttpConnector, Full<Bytes>>,
+}
+
+impl Client {
+    /// A client with an empty pool. No request is made yet.
+    #[must_use]
+    pub fn new(config: &ClientConfig) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(config.connect_timeout));
+        connector.set_nodelay(true);
+        connector.set_keepalive(Some(Duration::from_secs(15)));
+        let inner = legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(config.idle_timeout)
+            .pool_max_idle_per_host(config.max_idle_per_host)
+            .build(connector);
+        Self { inner }
+    }
+
+    /// Sends `req`, whose URI is absolute (`http://host:port/path`), and returns as soon as the response's head is there.
+    ///
+    /// There is no limit on how long the server may think: the caller sets one. Dropping the future, or later the
+    /// body, closes the connection at once, which tells the server that nobody waits.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn send(&self, req: Request<Full<Bytes>>) -> Result<Response<Incoming>, ClientError> {
+        self.inner
+            .request(req)
+            .await
+            .map_err(|e| match e.is_connect() {
+                true => ClientError::Connect(e),
+                false => ClientError::Sent(e),
+            })
+    }
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self::new(&ClientConfig::default())
+    }
+}
