@@ -35,15 +35,33 @@ pub struct SampleRows {
 
 impl Graph {
     /// A value from outside.
-    pub fn param(&mut self, name: &str, source: Source, element: Element, axes: &[(Axis, usize)]) -> NodeId {
-        self.push(Op::Param { name: name.to_owned(), source }, &[], Shape::new(axes), element)
+    pub fn param(
+        &mut self,
+        name: &str,
+        source: Source,
+        element: Element,
+        axes: &[(Axis, usize)],
+    ) -> NodeId {
+        self.push(
+            Op::Param {
+                name: name.to_owned(),
+                source,
+            },
+            &[],
+            Shape::new(axes),
+            element,
+        )
     }
 
     /// See [`Op::Embed`].
     pub fn embed(&mut self, ids: NodeId, table: NodeId) -> Built {
         let [seq, token] = self.sizes("embed", "ids", ids, [Axis::Seq, Axis::Token])?;
         let [_, hidden] = self.sizes("embed", "table", table, [Axis::Vocab, Axis::Hidden])?;
-        let shape = Shape::new(&[(Axis::Seq, seq), (Axis::Token, token), (Axis::Hidden, hidden)]);
+        let shape = Shape::new(&[
+            (Axis::Seq, seq),
+            (Axis::Token, token),
+            (Axis::Hidden, hidden),
+        ]);
         Ok(self.push(Op::Embed, &[ids, table], shape, self.node(table).element))
     }
 
@@ -70,18 +88,36 @@ impl Graph {
     /// See [`Op::RopeTable`].
     pub fn rope_table(&mut self, start: NodeId, n_tokens: usize, inv_freq: Vec<f32>) -> Built {
         let [seq] = self.sizes("rope_table", "start", start, [Axis::Seq])?;
-        let shape = [(Axis::Seq, seq), (Axis::Token, n_tokens), (Axis::HeadDim, 2 * inv_freq.len())];
-        Ok(self.push(Op::RopeTable { inv_freq, n_tokens }, &[start], Shape::new(&shape), Element::F32))
+        let shape = [
+            (Axis::Seq, seq),
+            (Axis::Token, n_tokens),
+            (Axis::HeadDim, 2 * inv_freq.len()),
+        ];
+        Ok(self.push(
+            Op::RopeTable { inv_freq, n_tokens },
+            &[start],
+            Shape::new(&shape),
+            Element::F32,
+        ))
     }
 
     /// See [`Op::Rope`].
     pub fn rope(&mut self, x: NodeId, table: NodeId) -> Built {
-        let [seq, token, dim] =
-            self.sizes("rope", "table", table, [Axis::Seq, Axis::Token, Axis::HeadDim])?;
+        let [seq, token, dim] = self.sizes(
+            "rope",
+            "table",
+            table,
+            [Axis::Seq, Axis::Token, Axis::HeadDim],
+        )?;
         let node = self.node(x);
         let (shape, element) = (node.shape.clone(), node.element);
         let heads = match shape.axes() {
-            [(Axis::Seq, s), (Axis::Token, t), (Axis::Head | Axis::KvHead, _), (Axis::HeadDim, d)] => (*s, *t, *d),
+            [
+                (Axis::Seq, s),
+                (Axis::Token, t),
+                (Axis::Head | Axis::KvHead, _),
+                (Axis::HeadDim, d),
+            ] => (*s, *t, *d),
             _ => (0, 0, 0),
         };
         if heads != (seq, token, dim) {
@@ -94,18 +130,37 @@ impl Graph {
     /// See [`Op::KvSlots`].
     pub fn kv_slots(&mut self, rows: KvRows, n_tokens: usize, cache: NodeId) -> Built {
         let [seq] = self.sizes("kv_slots", "start", rows.start, [Axis::Seq])?;
-        self.expect_shape("kv_slots", "len", rows.len, &Shape::new(&[(Axis::Seq, seq)]))?;
+        self.expect_shape(
+            "kv_slots",
+            "len",
+            rows.len,
+            &Shape::new(&[(Axis::Seq, seq)]),
+        )?;
         self.expect_axis("kv_slots", "tables", rows.tables, (Axis::Seq, seq))?;
         let [n_blocks, _, _, block_size, _] = self.sizes("kv_slots", "cache", cache, CACHE)?;
         let shape = Shape::new(&[(Axis::Seq, seq), (Axis::Token, n_tokens), (Axis::Part, 2)]);
-        let op = Op::KvSlots { block_size, n_blocks, n_tokens };
-        Ok(self.push(op, &[rows.start, rows.len, rows.tables], shape, Element::I32))
+        let op = Op::KvSlots {
+            block_size,
+            n_blocks,
+            n_tokens,
+        };
+        Ok(self.push(
+            op,
+            &[rows.start, rows.len, rows.tables],
+            shape,
+            Element::I32,
+        ))
     }
 
     /// See [`Op::WriteKv`].
     pub fn write_kv(&mut self, cache: NodeId, k: NodeId, v: NodeId, slots: NodeId) -> Built {
         let [_, _, heads, _, dim] = self.sizes("write_kv", "cache", cache, CACHE)?;
-        let [seq, token, _] = self.sizes("write_kv", "slots", slots, [Axis::Seq, Axis::Token, Axis::Part])?;
+        let [seq, token, _] = self.sizes(
+            "write_kv",
+            "slots",
+            slots,
+            [Axis::Seq, Axis::Token, Axis::Part],
+        )?;
         let fresh = Shape::new(&[
             (Axis::Seq, seq),
             (Axis::Token, token),
@@ -119,7 +174,13 @@ impl Graph {
     }
 
     /// See [`Op::Attend`].
-    pub fn attend(&mut self, q: NodeId, cache: NodeId, rows: KvRows, pages_per_turn: usize) -> Built {
+    pub fn attend(
+        &mut self,
+        q: NodeId,
+        cache: NodeId,
+        rows: KvRows,
+        pages_per_turn: usize,
+    ) -> Built {
         let axes = [Axis::Seq, Axis::Token, Axis::Head, Axis::HeadDim];
         let [seq, _, heads, dim] = self.sizes("attend", "q", q, axes)?;
         let [_, _, kv_heads, _, _] = self.sizes("attend", "cache", cache, CACHE)?;
@@ -135,7 +196,12 @@ impl Graph {
         }
         if pages_per_turn == 0 || pages % pages_per_turn != 0 {
             let expected = format!("page a multiple of {pages_per_turn}");
-            return Err(self.mistake("attend", "tables", self.shape(rows.tables).to_string(), expected));
+            return Err(self.mistake(
+                "attend",
+                "tables",
+                self.shape(rows.tables).to_string(),
+                expected,
+            ));
         }
         let (shape, element) = (self.shape(q).clone(), self.node(q).element);
         let inputs = [q, cache, rows.start, rows.len, rows.tables];
@@ -143,7 +209,12 @@ impl Graph {
     }
 
     /// See [`Op::GatedMlp`]; `weights` and `biases` are gate, up, down.
-    pub fn gated_mlp(&mut self, x: NodeId, weights: [NodeId; 3], biases: Option<[NodeId; 3]>) -> Built {
+    pub fn gated_mlp(
+        &mut self,
+        x: NodeId,
+        weights: [NodeId; 3],
+        biases: Option<[NodeId; 3]>,
+    ) -> Built {
         let [gate, up, down] = weights;
         let inner = self.projected("gated_mlp gate", x, gate)?;
         self.expect_shape("gated_mlp", "up", up, &self.shape(gate).clone())?;
@@ -154,9 +225,24 @@ impl Graph {
         self.expect_shape("gated_mlp", "down", down, &back)?;
         let mut inputs = vec![x, gate, up, down];
         if let Some([gate_bias, up_bias, down_bias]) = biases {
-            self.expect_shape("gated_mlp", "gate bias", gate_bias, &Shape::new(&[width(&inner)]))?;
-            self.expect_shape("gated_mlp", "up bias", up_bias, &Shape::new(&[width(&inner)]))?;
-            self.expect_shape("gated_mlp", "down bias", down_bias, &Shape::new(&[width(&shape)]))?;
+            self.expect_shape(
+                "gated_mlp",
+                "gate bias",
+                gate_bias,
+                &Shape::new(&[width(&inner)]),
+            )?;
+            self.expect_shape(
+                "gated_mlp",
+                "up bias",
+                up_bias,
+                &Shape::new(&[width(&inner)]),
+            )?;
+            self.expect_shape(
+                "gated_mlp",
+                "down bias",
+                down_bias,
+                &Shape::new(&[width(&shape)]),
+            )?;
             inputs.extend([gate_bias, up_bias, down_bias]);
         }
         Ok(self.push(Op::GatedMlp, &inputs, shape, element))
@@ -171,7 +257,8 @@ impl Graph {
 
     /// See [`Op::LastToken`].
     pub fn last_token(&mut self, x: NodeId, len: NodeId) -> Built {
-        let [seq, _, hidden] = self.sizes("last_token", "x", x, [Axis::Seq, Axis::Token, Axis::Hidden])?;
+        let [seq, _, hidden] =
+            self.sizes("last_token", "x", x, [Axis::Seq, Axis::Token, Axis::Hidden])?;
         self.expect_shape("last_token", "len", len, &Shape::new(&[(Axis::Seq, seq)]))?;
         let shape = Shape::new(&[(Axis::Seq, seq), (Axis::Hidden, hidden)]);
         Ok(self.push(Op::LastToken, &[x, len], shape, self.node(x).element))
@@ -199,9 +286,22 @@ impl Graph {
         for (what, id) in scalars {
             self.expect_shape("sample", what, id, &per_seq)?;
         }
-        self.expect_shape("sample", "seed", how.seed, &Shape::new(&[(Axis::Seq, seq), (Axis::Part, 2)]))?;
-        let inputs =
-            [logits, how.temperature, how.top_k, how.top_p, how.min_p, how.seed, rows.start, rows.len];
+        self.expect_shape(
+            "sample",
+            "seed",
+            how.seed,
+            &Shape::new(&[(Axis::Seq, seq), (Axis::Part, 2)]),
+        )?;
+        let inputs = [
+            logits,
+            how.temperature,
+            how.top_k,
+            how.top_p,
+            how.min_p,
+            how.seed,
+            rows.start,
+            rows.len,
+        ];
         Ok(self.push(Op::Sample, &inputs, per_seq, Element::I32))
     }
 
@@ -209,7 +309,12 @@ impl Graph {
     pub fn gather_blocks(&mut self, ids: NodeId, caches: &[NodeId]) -> Built {
         let [pages] = self.sizes("gather_blocks", "ids", ids, [Axis::Page])?;
         let Some(&first) = caches.first() else {
-            return Err(self.mistake("gather_blocks", "caches", "none".to_owned(), "one or more".to_owned()));
+            return Err(self.mistake(
+                "gather_blocks",
+                "caches",
+                "none".to_owned(),
+                "one or more".to_owned(),
+            ));
         };
         let (like, element) = (self.shape(first).clone(), self.node(first).element);
         for &cache in caches {
@@ -221,17 +326,34 @@ impl Graph {
     }
 
     /// See [`Op::ScatterBlocks`].
-    pub fn scatter_blocks(&mut self, cache: NodeId, ids: NodeId, data: NodeId, layer: usize) -> Built {
+    pub fn scatter_blocks(
+        &mut self,
+        cache: NodeId,
+        ids: NodeId,
+        data: NodeId,
+        layer: usize,
+    ) -> Built {
         let [pages] = self.sizes("scatter_blocks", "ids", ids, [Axis::Page])?;
         let layers = self.shape(data).size(Axis::Layer).unwrap_or(0);
         let expected = self.host_blocks("scatter_blocks", cache, pages, layers.max(layer + 1))?;
         self.expect_shape("scatter_blocks", "data", data, &expected)?;
         let (shape, element) = (self.shape(cache).clone(), self.node(cache).element);
-        Ok(self.push(Op::ScatterBlocks { layer }, &[cache, ids, data], shape, element))
+        Ok(self.push(
+            Op::ScatterBlocks { layer },
+            &[cache, ids, data],
+            shape,
+            element,
+        ))
     }
 
     /// Shape of blocks in canonical host order.
-    fn host_blocks(&self, op: &str, cache: NodeId, pages: usize, layers: usize) -> Result<Shape, ShapeError> {
+    fn host_blocks(
+        &self,
+        op: &str,
+        cache: NodeId,
+        pages: usize,
+        layers: usize,
+    ) -> Result<Shape, ShapeError> {
         let [_, two, heads, slots, dim] = self.sizes(op, "cache", cache, CACHE)?;
         Ok(Shape::new(&[
             (Axis::Layer, layers),
@@ -256,13 +378,25 @@ impl Graph {
         Ok(Shape::new(&[kept, out].concat()))
     }
 
-    fn expect_bias(&self, op: &str, weight: NodeId, x: NodeId, bias: NodeId) -> Result<(), ShapeError> {
+    fn expect_bias(
+        &self,
+        op: &str,
+        weight: NodeId,
+        x: NodeId,
+        bias: NodeId,
+    ) -> Result<(), ShapeError> {
         let ws = self.shape(weight);
         let out = ws.axes().len() - self.shape(x).shared_tail(ws);
         self.expect_shape(op, "bias", bias, &Shape::new(&ws.axes()[..out]))
     }
 
-    fn expect_shape(&self, op: &str, what: &'static str, id: NodeId, expected: &Shape) -> Result<(), ShapeError> {
+    fn expect_shape(
+        &self,
+        op: &str,
+        what: &'static str,
+        id: NodeId,
+        expected: &Shape,
+    ) -> Result<(), ShapeError> {
         let found = self.shape(id);
         if found == expected {
             return Ok(());
@@ -270,12 +404,23 @@ impl Graph {
         Err(self.mistake(op, what, found.to_string(), expected.to_string()))
     }
 
-    fn expect_axis(&self, op: &str, what: &'static str, id: NodeId, axis: (Axis, usize)) -> Result<(), ShapeError> {
+    fn expect_axis(
+        &self,
+        op: &str,
+        what: &'static str,
+        id: NodeId,
+        axis: (Axis, usize),
+    ) -> Result<(), ShapeError> {
         let found = self.shape(id);
         if found.size(axis.0) == Some(axis.1) {
             return Ok(());
         }
-        Err(self.mistake(op, what, found.to_string(), format!("one with {}", Shape::new(&[axis]))))
+        Err(self.mistake(
+            op,
+            what,
+            found.to_string(),
+            format!("one with {}", Shape::new(&[axis])),
+        ))
     }
 
     /// The sizes of a value that must have exactly these axes.
@@ -295,7 +440,13 @@ impl Graph {
     }
 }
 
-const CACHE: [Axis; 5] = [Axis::Block, Axis::KeyValue, Axis::KvHead, Axis::Slot, Axis::HeadDim];
+const CACHE: [Axis; 5] = [
+    Axis::Block,
+    Axis::KeyValue,
+    Axis::KvHead,
+    Axis::Slot,
+    Axis::HeadDim,
+];
 
 #[cfg(test)]
 mod tests {
@@ -315,10 +466,19 @@ mod tests {
     fn a_projection_contracts_the_axes_that_both_end_with() {
         let mut g = Graph::new("g");
         let x = tokens(&mut g, &X);
-        let q = weight(&mut g, &[(Axis::Head, 4), (Axis::HeadDim, 2), (Axis::Hidden, 8)]);
+        let q = weight(
+            &mut g,
+            &[(Axis::Head, 4), (Axis::HeadDim, 2), (Axis::Hidden, 8)],
+        );
         let heads = g.project(x, q, None).unwrap();
-        assert_eq!(g.shape(heads).to_string(), "[seq 2, token 3, head 4, head_dim 2]");
-        let o = weight(&mut g, &[(Axis::Hidden, 8), (Axis::Head, 4), (Axis::HeadDim, 2)]);
+        assert_eq!(
+            g.shape(heads).to_string(),
+            "[seq 2, token 3, head 4, head_dim 2]"
+        );
+        let o = weight(
+            &mut g,
+            &[(Axis::Hidden, 8), (Axis::Head, 4), (Axis::HeadDim, 2)],
+        );
         let back = g.project(heads, o, None).unwrap();
         assert_eq!(g.shape(back), g.shape(x));
     }
@@ -343,38 +503,87 @@ mod tests {
         let x = tokens(&mut g, &X);
         let w = weight(&mut g, &[(Axis::Hidden, 9)]);
         let error = g.rms_norm(x, w, 1e-5).unwrap_err();
-        assert_eq!(error.to_string(), "g: rms_norm: weight is [hidden 9], expected [hidden 8]");
+        assert_eq!(
+            error.to_string(),
+            "g: rms_norm: weight is [hidden 9], expected [hidden 8]"
+        );
     }
 
     #[test]
     fn query_heads_must_divide_among_kv_heads() {
         let mut g = Graph::new("g");
-        let q = tokens(&mut g, &[(Axis::Seq, 1), (Axis::Token, 1), (Axis::Head, 3), (Axis::HeadDim, 8)]);
+        let q = tokens(
+            &mut g,
+            &[
+                (Axis::Seq, 1),
+                (Axis::Token, 1),
+                (Axis::Head, 3),
+                (Axis::HeadDim, 8),
+            ],
+        );
         let cache = g.param(
             "kv",
             Source::Cache,
             Element::F32,
-            &[(Axis::Block, 4), (Axis::KeyValue, 2), (Axis::KvHead, 2), (Axis::Slot, 4), (Axis::HeadDim, 8)],
+            &[
+                (Axis::Block, 4),
+                (Axis::KeyValue, 2),
+                (Axis::KvHead, 2),
+                (Axis::Slot, 4),
+                (Axis::HeadDim, 8),
+            ],
         );
         let start = tokens(&mut g, &[(Axis::Seq, 1)]);
         let tables = tokens(&mut g, &[(Axis::Seq, 1), (Axis::Page, 4)]);
-        let rows = KvRows { start, len: start, tables };
-        assert!(g.attend(q, cache, rows, 2).unwrap_err().to_string().contains("multiple of kv_head 2"));
+        let rows = KvRows {
+            start,
+            len: start,
+            tables,
+        };
+        assert!(
+            g.attend(q, cache, rows, 2)
+                .unwrap_err()
+                .to_string()
+                .contains("multiple of kv_head 2")
+        );
     }
 
     #[test]
     fn a_loop_turn_must_divide_the_block_table() {
         let mut g = Graph::new("g");
-        let q = tokens(&mut g, &[(Axis::Seq, 1), (Axis::Token, 1), (Axis::Head, 2), (Axis::HeadDim, 8)]);
+        let q = tokens(
+            &mut g,
+            &[
+                (Axis::Seq, 1),
+                (Axis::Token, 1),
+                (Axis::Head, 2),
+                (Axis::HeadDim, 8),
+            ],
+        );
         let cache = g.param(
             "kv",
             Source::Cache,
             Element::F32,
-            &[(Axis::Block, 4), (Axis::KeyValue, 2), (Axis::KvHead, 2), (Axis::Slot, 4), (Axis::HeadDim, 8)],
+            &[
+                (Axis::Block, 4),
+                (Axis::KeyValue, 2),
+                (Axis::KvHead, 2),
+                (Axis::Slot, 4),
+                (Axis::HeadDim, 8),
+            ],
         );
         let start = tokens(&mut g, &[(Axis::Seq, 1)]);
         let tables = tokens(&mut g, &[(Axis::Seq, 1), (Axis::Page, 5)]);
-        let rows = KvRows { start, len: start, tables };
-        assert!(g.attend(q, cache, rows, 2).unwrap_err().to_string().contains("page a multiple of 2"));
+        let rows = KvRows {
+            start,
+            len: start,
+            tables,
+        };
+        assert!(
+            g.attend(q, cache, rows, 2)
+                .unwrap_err()
+                .to_string()
+                .contains("page a multiple of 2")
+        );
     }
 }

@@ -60,7 +60,12 @@ pub struct ShapeError {
 impl Graph {
     /// An empty graph.
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), nodes: Vec::new(), outputs: Vec::new(), place: name.to_owned() }
+        Self {
+            name: name.to_owned(),
+            nodes: Vec::new(),
+            outputs: Vec::new(),
+            place: name.to_owned(),
+        }
     }
 
     /// Its name.
@@ -100,19 +105,44 @@ impl Graph {
 
     /// The parameters from one source, in the order of their making.
     pub fn params(&self, from: Source) -> impl Iterator<Item = (NodeId, &str)> {
-        self.nodes.iter().enumerate().filter_map(move |(i, node)| match &node.op {
-            Op::Param { name, source } if *source == from => Some((NodeId(i), name.as_str())),
-            _ => None,
-        })
+        self.nodes
+            .iter()
+            .enumerate()
+            .filter_map(move |(i, node)| match &node.op {
+                Op::Param { name, source } if *source == from => Some((NodeId(i), name.as_str())),
+                _ => None,
+            })
     }
 
-    pub(crate) fn push(&mut self, op: Op, inputs: &[NodeId], shape: Shape, element: Element) -> NodeId {
-        self.nodes.push(Node { op, inputs: inputs.to_vec(), shape, element });
+    pub(crate) fn push(
+        &mut self,
+        op: Op,
+        inputs: &[NodeId],
+        shape: Shape,
+        element: Element,
+    ) -> NodeId {
+        self.nodes.push(Node {
+            op,
+            inputs: inputs.to_vec(),
+            shape,
+            element,
+        });
         NodeId(self.nodes.len() - 1)
     }
 
-    pub(crate) fn mistake(&self, op: &str, what: &'static str, found: String, expected: String) -> ShapeError {
-        ShapeError { place: format!("{}: {op}", self.place), what, found, expected }
+    pub(crate) fn mistake(
+        &self,
+        op: &str,
+        what: &'static str,
+        found: String,
+        expected: String,
+    ) -> ShapeError {
+        ShapeError {
+            place: format!("{}: {op}", self.place),
+            what,
+            found,
+            expected,
+        }
     }
 }
 

@@ -69,13 +69,19 @@ pub struct Type {
 impl Type {
     /// A tensor type.
     pub fn new(element: Element, dims: &[usize]) -> Self {
-        Self { element, dims: dims.to_vec() }
+        Self {
+            element,
+            dims: dims.to_vec(),
+        }
     }
 
     /// The same shape with other elements.
     #[must_use]
     pub fn with(&self, element: Element) -> Self {
-        Self { element, dims: self.dims.clone() }
+        Self {
+            element,
+            dims: self.dims.clone(),
+        }
     }
 
     /// Number of elements.
@@ -140,12 +146,19 @@ pub struct Module {
 impl Module {
     /// An empty module.
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), args: Vec::new(), body: Body::default() }
+        Self {
+            name: name.to_owned(),
+            args: Vec::new(),
+            body: Body::default(),
+        }
     }
 
     /// Adds an argument; with `donated_to`, its buffer becomes that result's.
     pub fn arg(&mut self, ty: Type, donated_to: Option<usize>) -> Value {
-        let value = Value { name: format!("arg{}", self.args.len()), ty };
+        let value = Value {
+            name: format!("arg{}", self.args.len()),
+            ty,
+        };
         self.args.push((value.clone(), donated_to));
         value
     }
@@ -163,7 +176,8 @@ impl Module {
         for (arg, to) in &self.args {
             let Some(to) = *to else { continue };
             if results.get(to).map(Value::ty) != Some(arg.ty()) {
-                self.body.refuse("donate", format!("{arg} {} to result {to}", arg.ty));
+                self.body
+                    .refuse("donate", format!("{arg} {} to result {to}", arg.ty));
             }
         }
         if let Some(error) = self.body.error.take() {
@@ -214,7 +228,10 @@ impl Body {
     }
 
     fn emit(&mut self, ty: Type, rest: fmt::Arguments<'_>) -> Value {
-        let value = Value { name: self.fresh().to_string(), ty };
+        let value = Value {
+            name: self.fresh().to_string(),
+            ty,
+        };
         self.line(format_args!("{value} = {rest}"));
         value
     }

@@ -73,20 +73,41 @@ impl Lowerings {
         let mut values: Vec<Option<Value>> = vec![None; graph.nodes().len()];
         let args = declare(graph, &mut module, &mut values);
         for (i, node) in graph.nodes().iter().enumerate() {
-            let Some(lower) = self.0.get(&node.op.kind()) else { continue };
-            let inputs: Vec<Value> = node.inputs.iter().filter_map(|id| values[id.index()].clone()).collect();
-            let call = Call { op: &node.op, inputs: &inputs, shape: &node.shape, element: node.element };
+            let Some(lower) = self.0.get(&node.op.kind()) else {
+                continue;
+            };
+            let inputs: Vec<Value> = node
+                .inputs
+                .iter()
+                .filter_map(|id| values[id.index()].clone())
+                .collect();
+            let call = Call {
+                op: &node.op,
+                inputs: &inputs,
+                shape: &node.shape,
+                element: node.element,
+            };
             let value = lower(&call, module.body());
             let ty = Type::new(node.element, &node.shape.dims());
             if *value.ty() != ty {
-                module.body().refuse("lowering", format!("{:?} is {}, not {ty}", node.op.kind(), value.ty()));
+                module.body().refuse(
+                    "lowering",
+                    format!("{:?} is {}, not {ty}", node.op.kind(), value.ty()),
+                );
             }
             values[i] = Some(value);
         }
-        let results: Vec<Value> =
-            graph.outputs().iter().filter_map(|id| values[id.index()].clone()).collect();
+        let results: Vec<Value> = graph
+            .outputs()
+            .iter()
+            .filter_map(|id| values[id.index()].clone())
+            .collect();
         let types = results.iter().map(|v| v.ty().clone()).collect();
-        Ok(Lowered { text: module.finish(&results)?, args, results: types })
+        Ok(Lowered {
+            text: module.finish(&results)?,
+            args,
+            results: types,
+        })
     }
 }
 
@@ -151,7 +172,11 @@ impl Packing {
         let mut packing = Self::default();
         for (id, name) in graph.params(Source::Step) {
             let len = graph.shape(id).count();
-            packing.fields.push(Field { name: name.to_owned(), offset: packing.len, len });
+            packing.fields.push(Field {
+                name: name.to_owned(),
+                offset: packing.len,
+                len,
+            });
             packing.len += len;
         }
         packing
@@ -159,7 +184,10 @@ impl Packing {
 
     /// Where a parameter lies.
     pub fn range(&self, name: &str) -> Option<std::ops::Range<usize>> {
-        self.fields.iter().find(|f| f.name == name).map(|f| f.offset..f.offset + f.len)
+        self.fields
+            .iter()
+            .find(|f| f.name == name)
+            .map(|f| f.offset..f.offset + f.len)
     }
 }
 
@@ -183,13 +211,23 @@ fn declare(graph: &Graph, module: &mut Module, values: &mut [Option<Value>]) -> 
         args.push(Arg::Bulk(ty(id)));
     }
     for (layer, (id, _)) in graph.params(Source::Cache).enumerate() {
-        let donated_to = graph.outputs().iter().position(|&out| succeeds(graph, out, id));
+        let donated_to = graph
+            .outputs()
+            .iter()
+            .position(|&out| succeeds(graph, out, id));
         values[id.index()] = Some(module.arg(ty(id), donated_to));
-        args.push(Arg::Cache { layer, donated_to, ty: ty(id) });
+        args.push(Arg::Cache {
+            layer,
+            donated_to,
+            ty: ty(id),
+        });
     }
     for (id, name) in graph.params(Source::Weight) {
         values[id.index()] = Some(module.arg(ty(id), None));
-        args.push(Arg::Weight { name: name.to_owned(), ty: ty(id) });
+        args.push(Arg::Weight {
+            name: name.to_owned(),
+            ty: ty(id),
+        });
     }
     args
 }
@@ -208,7 +246,10 @@ mod tests {
     use crate::{Axis, KvRows};
 
     fn copied(call: &Call<'_>, body: &mut Body) -> Value {
-        body.raw(call.inputs[0].ty().clone(), format_args!("stablehlo.custom_call @kernel()"))
+        body.raw(
+            call.inputs[0].ty().clone(),
+            format_args!("stablehlo.custom_call @kernel()"),
+        )
     }
 
     fn sum() -> Graph {
@@ -237,26 +278,52 @@ mod tests {
 
     #[test]
     fn a_platform_puts_its_kernel_in_a_nodes_place() {
-        let text = Lowerings::plain().with(Kind::Add, copied).lower(&sum()).unwrap().text;
+        let text = Lowerings::plain()
+            .with(Kind::Add, copied)
+            .lower(&sum())
+            .unwrap()
+            .text;
         assert!(text.contains("custom_call @kernel") && !text.contains("stablehlo.add"));
     }
 
     #[test]
     fn a_cache_is_donated_to_its_successor() {
         let mut g = Graph::new("write");
-        let cache_axes =
-            [(Axis::Block, 4), (Axis::KeyValue, 2), (Axis::KvHead, 1), (Axis::Slot, 4), (Axis::HeadDim, 8)];
+        let cache_axes = [
+            (Axis::Block, 4),
+            (Axis::KeyValue, 2),
+            (Axis::KvHead, 1),
+            (Axis::Slot, 4),
+            (Axis::HeadDim, 8),
+        ];
         let cache = g.param("kv", Source::Cache, Element::F32, &cache_axes);
         let start = g.param("start", Source::Step, Element::I32, &[(Axis::Seq, 1)]);
         let len = g.param("len", Source::Step, Element::I32, &[(Axis::Seq, 1)]);
-        let tables = g.param("tables", Source::Step, Element::I32, &[(Axis::Seq, 1), (Axis::Page, 4)]);
-        let k_axes = [(Axis::Seq, 1), (Axis::Token, 3), (Axis::KvHead, 1), (Axis::HeadDim, 8)];
+        let tables = g.param(
+            "tables",
+            Source::Step,
+            Element::I32,
+            &[(Axis::Seq, 1), (Axis::Page, 4)],
+        );
+        let k_axes = [
+            (Axis::Seq, 1),
+            (Axis::Token, 3),
+            (Axis::KvHead, 1),
+            (Axis::HeadDim, 8),
+        ];
         let k = g.param("k", Source::Bulk, Element::F32, &k_axes);
         let slots = g.kv_slots(KvRows { start, len, tables }, 3, cache).unwrap();
         let written = g.write_kv(cache, k, k, slots).unwrap();
         g.set_outputs(vec![slots, written]);
         let lowered = Lowerings::plain().lower(&g).unwrap();
-        assert!(matches!(lowered.args[2], Arg::Cache { layer: 0, donated_to: Some(1), .. }));
+        assert!(matches!(
+            lowered.args[2],
+            Arg::Cache {
+                layer: 0,
+                donated_to: Some(1),
+                ..
+            }
+        ));
         assert!(lowered.text.contains("{tf.aliasing_output = 1 : i32}"));
     }
 }

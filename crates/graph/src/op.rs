@@ -57,7 +57,7 @@ pub enum Op {
     /// Scores of every token id, in f32: `x [seq, hidden]`, `table [vocab, hidden]`.
     Logits,
     /// Draws a token id a sequence: `logits`, `temperature`, `top_k`, `top_p`, `min_p`, `seed [seq, part 2]`, `start`,
-    /// `len`. The draw depends on seed, position and logits only. The id is `vocab` where logits are not numbers.
+    /// `len`. The draw depends on seed, position and logits only. The id is `vocab` where all logits are not numbers.
     Sample,
     /// Blocks in canonical host order: `ids [page]`, then every layer's cache →
     /// `[layer, kv_head, page, key_value, slot, head_dim]`. Ids past the pool's end give the last block.

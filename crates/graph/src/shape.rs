@@ -78,7 +78,10 @@ impl Shape {
 
     /// Size of an axis, if the shape has it.
     pub fn size(&self, axis: Axis) -> Option<usize> {
-        self.0.iter().find(|(a, _)| *a == axis).map(|&(_, size)| size)
+        self.0
+            .iter()
+            .find(|(a, _)| *a == axis)
+            .map(|&(_, size)| size)
     }
 
     /// Number of elements.
@@ -88,7 +91,12 @@ impl Shape {
 
     /// The trailing axes that both shapes end with.
     pub(crate) fn shared_tail(&self, other: &Self) -> usize {
-        self.0.iter().rev().zip(other.0.iter().rev()).take_while(|(a, b)| a == b).count()
+        self.0
+            .iter()
+            .rev()
+            .zip(other.0.iter().rev())
+            .take_while(|(a, b)| a == b)
+            .count()
     }
 }
 

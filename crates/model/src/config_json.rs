@@ -98,11 +98,17 @@ impl Config {
             intermediate_size: size("intermediate_size", raw.intermediate_size)?,
             n_layers: size("num_hidden_layers", raw.num_hidden_layers)?,
             n_heads,
-            n_kv_heads: size("num_key_value_heads", raw.num_key_value_heads.or(Some(n_heads)))?,
+            n_kv_heads: size(
+                "num_key_value_heads",
+                raw.num_key_value_heads.or(Some(n_heads)),
+            )?,
             head_dim: size("head_dim", raw.head_dim.or(Some(hidden_size / n_heads)))?,
             rms_norm_eps: epsilon(raw.rms_norm_eps.unwrap_or(1e-6))?,
             rope,
-            max_position_embeddings: size("max_position_embeddings", raw.max_position_embeddings.or(Some(2048)))?,
+            max_position_embeddings: size(
+                "max_position_embeddings",
+                raw.max_position_embeddings.or(Some(2048)),
+            )?,
             tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
             attention_bias: raw.attention_bias.unwrap_or(false),
             mlp_bias: raw.mlp_bias.unwrap_or(false),
@@ -117,10 +123,18 @@ impl Config {
     /// [`ConfigError::Size`] for numbers that contradict each other.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let wrong = |field, found: usize, expected| {
-            Err(ConfigError::Size { field, found: found.to_string(), expected })
+            Err(ConfigError::Size {
+                field,
+                found: found.to_string(),
+                expected,
+            })
         };
         if self.n_kv_heads == 0 || !self.n_heads.is_multiple_of(self.n_kv_heads) {
-            return wrong("num_key_value_heads", self.n_kv_heads, "a divisor of num_attention_heads");
+            return wrong(
+                "num_key_value_heads",
+                self.n_kv_heads,
+                "a divisor of num_attention_heads",
+            );
         }
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
             return wrong("head_dim", self.head_dim, "an even number");
@@ -145,8 +159,15 @@ fn check_family(raw: &Raw) -> Result<(), ConfigError> {
         None => raw.model_type.as_deref() == Some("llama"),
     };
     if !is_llama {
-        let found = named.or(raw.model_type.as_ref()).cloned().unwrap_or_else(|| "none".to_owned());
-        return Err(ConfigError::Unsupported { field: "architecture", found, supported: SUPPORTED });
+        let found = named
+            .or(raw.model_type.as_ref())
+            .cloned()
+            .unwrap_or_else(|| "none".to_owned());
+        return Err(ConfigError::Unsupported {
+            field: "architecture",
+            found,
+            supported: SUPPORTED,
+        });
     }
     match raw.hidden_act.as_deref() {
         None | Some("silu" | "swish") => Ok(()),
@@ -162,13 +183,18 @@ fn size(field: &'static str, value: Option<usize>) -> Result<usize, ConfigError>
     match value {
         None => Err(ConfigError::Missing(field)),
         Some(n @ 1..=MAX_SIZE) => Ok(n),
-        Some(n) => {
-            Err(ConfigError::Size { field, found: n.to_string(), expected: "a number from 1 to 16777216" })
-        }
+        Some(n) => Err(ConfigError::Size {
+            field,
+            found: n.to_string(),
+            expected: "a number from 1 to 16777216",
+        }),
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "f32 is what the norm computes in")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "f32 is what the norm computes in"
+)]
 fn epsilon(value: f64) -> Result<f32, ConfigError> {
     match value {
         v if v.is_finite() && (0.0..1.0).contains(&v) => Ok(v as f32),
@@ -186,8 +212,14 @@ fn rope(raw: &Raw) -> Result<Rope, ConfigError> {
     let old = raw.rope_scaling.as_ref();
     let new = raw.rope_parameters.as_ref();
     let params = new.or(old).unwrap_or(&none);
-    let theta = new.and_then(|p| p.rope_theta).or(raw.rope_theta).unwrap_or(10_000.0);
-    let rotated = params.partial_rotary_factor.or(raw.partial_rotary_factor).unwrap_or(1.0);
+    let theta = new
+        .and_then(|p| p.rope_theta)
+        .or(raw.rope_theta)
+        .unwrap_or(10_000.0);
+    let rotated = params
+        .partial_rotary_factor
+        .or(raw.partial_rotary_factor)
+        .unwrap_or(1.0);
     if rotated != 1.0 {
         return Err(ConfigError::Unsupported {
             field: "partial_rotary_factor",
@@ -196,13 +228,18 @@ fn rope(raw: &Raw) -> Result<Rope, ConfigError> {
         });
     }
     let theta = positive("rope_theta", Some(theta))?;
-    Ok(Rope { theta, scaling: scaling(params)? })
+    Ok(Rope {
+        theta,
+        scaling: scaling(params)?,
+    })
 }
 
 fn scaling(params: &RawRope) -> Result<RopeScaling, ConfigError> {
     match params.rope_type.as_deref() {
         None | Some("default") => Ok(RopeScaling::None),
-        Some("linear") => Ok(RopeScaling::Linear { factor: positive("rope factor", params.factor)? }),
+        Some("linear") => Ok(RopeScaling::Linear {
+            factor: positive("rope factor", params.factor)?,
+        }),
         Some("llama3") => Ok(RopeScaling::Llama3 {
             factor: positive("rope factor", params.factor)?,
             low_freq_factor: positive("low_freq_factor", params.low_freq_factor)?,
@@ -224,7 +261,11 @@ fn positive(field: &'static str, value: Option<f64>) -> Result<f64, ConfigError>
     match value {
         None => Err(ConfigError::Missing(field)),
         Some(v) if v.is_finite() && v > 0.0 => Ok(v),
-        Some(v) => Err(ConfigError::Size { field, found: v.to_string(), expected: "a positive number" }),
+        Some(v) => Err(ConfigError::Size {
+            field,
+            found: v.to_string(),
+            expected: "a positive number",
+        }),
     }
 }
 
@@ -244,8 +285,17 @@ mod tests {
     #[test]
     fn a_smollm2_config_is_read() {
         let c = Config::from_json(SMOL.as_bytes()).unwrap();
-        assert_eq!((c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim), (30, 9, 3, 64));
-        assert_eq!(c.rope, Rope { theta: 100_000.0, scaling: RopeScaling::None });
+        assert_eq!(
+            (c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim),
+            (30, 9, 3, 64)
+        );
+        assert_eq!(
+            c.rope,
+            Rope {
+                theta: 100_000.0,
+                scaling: RopeScaling::None
+            }
+        );
         assert!(c.tie_word_embeddings && !c.attention_bias);
     }
 
@@ -253,13 +303,20 @@ mod tests {
     fn both_forms_of_rope_scaling_mean_the_same() {
         let params = r#"{"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 8192"#;
-        let old = SMOL.replace(r#""rope_scaling": null"#, &format!(r#""rope_scaling": {params}}}"#));
-        let new = SMOL
-            .replace(r#""rope_theta": 100000,"#, "")
-            .replace(r#""rope_scaling": null"#, &format!(r#""rope_parameters": {params}, "rope_theta": 100000}}"#));
+        let old = SMOL.replace(
+            r#""rope_scaling": null"#,
+            &format!(r#""rope_scaling": {params}}}"#),
+        );
+        let new = SMOL.replace(r#""rope_theta": 100000,"#, "").replace(
+            r#""rope_scaling": null"#,
+            &format!(r#""rope_parameters": {params}, "rope_theta": 100000}}"#),
+        );
         let old = Config::from_json(old.as_bytes()).unwrap();
         assert_eq!(old, Config::from_json(new.as_bytes()).unwrap());
-        assert!(matches!(old.rope.scaling, RopeScaling::Llama3 { factor: 32.0, .. }));
+        assert!(matches!(
+            old.rope.scaling,
+            RopeScaling::Llama3 { factor: 32.0, .. }
+        ));
     }
 
     #[test]
@@ -277,10 +334,17 @@ mod tests {
 
     #[test]
     fn contradicting_sizes_are_refused() {
-        let refused = |from: &str, to: &str| Config::from_json(SMOL.replace(from, to).as_bytes()).is_err();
-        assert!(refused("\"num_key_value_heads\": 3", "\"num_key_value_heads\": 2"));
+        let refused =
+            |from: &str, to: &str| Config::from_json(SMOL.replace(from, to).as_bytes()).is_err();
+        assert!(refused(
+            "\"num_key_value_heads\": 3",
+            "\"num_key_value_heads\": 2"
+        ));
         assert!(refused("\"vocab_size\": 49152", "\"vocab_size\": 0"));
-        assert!(refused("\"hidden_size\": 576", "\"hidden_size\": 9999999999"));
+        assert!(refused(
+            "\"hidden_size\": 576",
+            "\"hidden_size\": 9999999999"
+        ));
         assert!(with(r#""head_dim": 63"#).is_err());
     }
 }

@@ -34,7 +34,10 @@ impl Pool {
 
     /// Entries of every block table: enough for the longest sequence, in whole loop turns.
     pub fn table_len(&self) -> usize {
-        self.max_model_len.div_ceil(self.block_size).max(1).next_multiple_of(self.pages_per_turn())
+        self.max_model_len
+            .div_ceil(self.block_size)
+            .max(1)
+            .next_multiple_of(self.pages_per_turn())
     }
 
     /// Named sizes of one layer's cache.
@@ -61,18 +64,33 @@ pub struct Weight {
 
 /// All weights, in the order in which a step uses them first.
 pub fn weights(config: &Config) -> Vec<Weight> {
-    let mut list = vec![Weight { name: EMBED.to_owned(), axes: table_axes(config) }];
+    let mut list = vec![Weight {
+        name: EMBED.to_owned(),
+        axes: table_axes(config),
+    }];
     for layer in 0..config.n_layers {
         for part in LayerPart::ALL {
-            list.push(Weight { name: part.name(layer, "weight"), axes: part.axes(config) });
+            list.push(Weight {
+                name: part.name(layer, "weight"),
+                axes: part.axes(config),
+            });
             if part.has_bias(config) {
-                list.push(Weight { name: part.name(layer, "bias"), axes: part.bias_axes(config) });
+                list.push(Weight {
+                    name: part.name(layer, "bias"),
+                    axes: part.bias_axes(config),
+                });
             }
         }
     }
-    list.push(Weight { name: NORM.to_owned(), axes: vec![(Axis::Hidden, config.hidden_size)] });
+    list.push(Weight {
+        name: NORM.to_owned(),
+        axes: vec![(Axis::Hidden, config.hidden_size)],
+    });
     if !config.tie_word_embeddings {
-        list.push(Weight { name: HEAD.to_owned(), axes: table_axes(config) });
+        list.push(Weight {
+            name: HEAD.to_owned(),
+            axes: table_axes(config),
+        });
     }
     list
 }
@@ -82,7 +100,10 @@ const NORM: &str = "model.norm.weight";
 const HEAD: &str = "lm_head.weight";
 
 fn table_axes(config: &Config) -> Vec<(Axis, usize)> {
-    vec![(Axis::Vocab, config.vocab_size), (Axis::Hidden, config.hidden_size)]
+    vec![
+        (Axis::Vocab, config.vocab_size),
+        (Axis::Hidden, config.hidden_size),
+    ]
 }
 
 /// The weights of a layer.
@@ -143,7 +164,11 @@ impl LayerPart {
 
     fn bias_axes(self, c: &Config) -> Vec<(Axis, usize)> {
         let axes = self.axes(c);
-        let out = if matches!(self, Self::Query | Self::Key | Self::Value) { 2 } else { 1 };
+        let out = if matches!(self, Self::Query | Self::Key | Self::Value) {
+            2
+        } else {
+            1
+        };
         axes[..out].to_vec()
     }
 
@@ -218,12 +243,17 @@ impl<'a> Step<'a> {
     fn new(config: &'a Config, pool: &'a Pool, seqs: usize, tokens: usize) -> Self {
         let mut graph = Graph::new("step");
         let seq = (Axis::Seq, seqs);
-        let mut small = |name, element, axes: &[(Axis, usize)]| graph.param(name, Source::Step, element, axes);
+        let mut small =
+            |name, element, axes: &[(Axis, usize)]| graph.param(name, Source::Step, element, axes);
         let ids = small(input::TOKENS, Element::I32, &[seq, (Axis::Token, tokens)]);
         let rows = KvRows {
             start: small(input::START, Element::I32, &[seq]),
             len: small(input::LEN, Element::I32, &[seq]),
-            tables: small(input::TABLES, Element::I32, &[seq, (Axis::Page, pool.table_len())]),
+            tables: small(
+                input::TABLES,
+                Element::I32,
+                &[seq, (Axis::Page, pool.table_len())],
+            ),
         };
         let how = SampleRows {
             temperature: small(input::TEMPERATURE, Element::F32, &[seq]),
@@ -240,7 +270,18 @@ impl<'a> Step<'a> {
                 (w.name, id)
             })
             .collect();
-        Self { config, pool, tokens, graph, weights, caches, ids, rows, how, shared: None }
+        Self {
+            config,
+            pool,
+            tokens,
+            graph,
+            weights,
+            caches,
+            ids,
+            rows,
+            how,
+            shared: None,
+        }
     }
 
     fn weight(&self, name: &str) -> NodeId {
@@ -250,7 +291,9 @@ impl<'a> Step<'a> {
     /// Embeds the tokens, and computes what all layers share: the rope table and the slots of the new KV.
     fn embedded(&mut self) -> Result<NodeId, ShapeError> {
         let frequencies = inverse_frequencies(&self.config.rope, self.config.head_dim);
-        let rope = self.graph.rope_table(self.rows.start, self.tokens, frequencies)?;
+        let rope = self
+            .graph
+            .rope_table(self.rows.start, self.tokens, frequencies)?;
         let slots = match self.caches.first() {
             Some(&cache) => self.graph.kv_slots(self.rows, self.tokens, cache)?,
             None => rope,
@@ -263,14 +306,25 @@ impl<'a> Step<'a> {
     fn layer(&mut self, layer: usize, x: NodeId) -> Result<(NodeId, NodeId), ShapeError> {
         let eps = self.config.rms_norm_eps;
         self.graph.at(format!("layer {layer} attention"));
-        let normed = self.graph.rms_norm(x, self.weight(&LayerPart::InputNorm.name(layer, "weight")), eps)?;
+        let normed = self.graph.rms_norm(
+            x,
+            self.weight(&LayerPart::InputNorm.name(layer, "weight")),
+            eps,
+        )?;
         let (attended, cache) = self.attention(layer, normed)?;
         let x = self.graph.add(x, attended)?;
         self.graph.at(format!("layer {layer} mlp"));
-        let normed = self.graph.rms_norm(x, self.weight(&LayerPart::PostNorm.name(layer, "weight")), eps)?;
+        let normed = self.graph.rms_norm(
+            x,
+            self.weight(&LayerPart::PostNorm.name(layer, "weight")),
+            eps,
+        )?;
         let parts = [LayerPart::Gate, LayerPart::Up, LayerPart::Down];
         let matrices = parts.map(|p| self.weight(&p.name(layer, "weight")));
-        let biases = self.config.mlp_bias.then(|| parts.map(|p| self.weight(&p.name(layer, "bias"))));
+        let biases = self
+            .config
+            .mlp_bias
+            .then(|| parts.map(|p| self.weight(&p.name(layer, "bias"))));
         let mlp = self.graph.gated_mlp(normed, matrices, biases)?;
         Ok((self.graph.add(x, mlp)?, cache))
     }
@@ -283,21 +337,36 @@ impl<'a> Step<'a> {
         let q = self.graph.rope(q, rope)?;
         let k = self.graph.rope(k, rope)?;
         let cache = self.graph.write_kv(self.caches[layer], k, v, slots)?;
-        let attended = self.graph.attend(q, cache, self.rows, self.pool.pages_per_turn())?;
+        let attended = self
+            .graph
+            .attend(q, cache, self.rows, self.pool.pages_per_turn())?;
         Ok((self.projected(layer, LayerPart::Output, attended)?, cache))
     }
 
-    fn projected(&mut self, layer: usize, part: LayerPart, x: NodeId) -> Result<NodeId, ShapeError> {
+    fn projected(
+        &mut self,
+        layer: usize,
+        part: LayerPart,
+        x: NodeId,
+    ) -> Result<NodeId, ShapeError> {
         let weight = self.weight(&part.name(layer, "weight"));
-        let bias = part.has_bias(self.config).then(|| self.weight(&part.name(layer, "bias")));
+        let bias = part
+            .has_bias(self.config)
+            .then(|| self.weight(&part.name(layer, "bias")));
         self.graph.project(x, weight, bias)
     }
 
     fn sampled(&mut self, x: NodeId) -> Result<(NodeId, NodeId), ShapeError> {
         self.graph.at("output");
         let last = self.graph.last_token(x, self.rows.len)?;
-        let last = self.graph.rms_norm(last, self.weight(NORM), self.config.rms_norm_eps)?;
-        let head = if self.config.tie_word_embeddings { EMBED } else { HEAD };
+        let last = self
+            .graph
+            .rms_norm(last, self.weight(NORM), self.config.rms_norm_eps)?;
+        let head = if self.config.tie_word_embeddings {
+            EMBED
+        } else {
+            HEAD
+        };
         let logits = self.graph.logits(last, self.weight(head))?;
         Ok((self.graph.sample(logits, self.how, self.rows)?, logits))
     }

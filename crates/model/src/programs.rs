@@ -2,8 +2,8 @@
 //!
 //! Shapes are static, so each rung costs a compilation at start; work is padded up to the next rung.
 
-use crate::llama::{Pool, cache_params, input, step};
 use crate::Config;
+use crate::llama::{Pool, cache_params, input, step};
 use baton_graph::hlo::Element;
 use baton_graph::{Axis, Graph, ShapeError, Source};
 use std::fmt;
@@ -78,20 +78,31 @@ impl Ladder {
 
     /// The smallest rung that holds `n`, or else the greatest.
     pub fn rung(rungs: &[usize], n: usize) -> usize {
-        rungs.iter().copied().find(|&r| r >= n).or(rungs.last().copied()).unwrap_or(1)
+        rungs
+            .iter()
+            .copied()
+            .find(|&r| r >= n)
+            .or(rungs.last().copied())
+            .unwrap_or(1)
     }
 }
 
 fn rungs(first: usize, growth: usize, last: usize) -> Vec<usize> {
-    let mut list: Vec<usize> =
-        std::iter::successors(Some(first), |&n| n.checked_mul(growth)).take_while(|&n| n < last).collect();
+    let mut list: Vec<usize> = std::iter::successors(Some(first), |&n| n.checked_mul(growth))
+        .take_while(|&n| n < last)
+        .collect();
     list.push(last.max(1));
     list
 }
 
 fn export(config: &Config, pool: &Pool, blocks: usize) -> Result<Graph, ShapeError> {
     let mut graph = Graph::new("export");
-    let ids = graph.param(input::IDS, Source::Step, Element::I32, &[(Axis::Page, blocks)]);
+    let ids = graph.param(
+        input::IDS,
+        Source::Step,
+        Element::I32,
+        &[(Axis::Page, blocks)],
+    );
     let caches = cache_params(&mut graph, config, pool);
     let data = graph.gather_blocks(ids, &caches)?;
     graph.set_outputs(vec![data]);
@@ -100,7 +111,12 @@ fn export(config: &Config, pool: &Pool, blocks: usize) -> Result<Graph, ShapeErr
 
 fn import(config: &Config, pool: &Pool, blocks: usize) -> Result<Graph, ShapeError> {
     let mut graph = Graph::new("import");
-    let ids = graph.param(input::IDS, Source::Step, Element::I32, &[(Axis::Page, blocks)]);
+    let ids = graph.param(
+        input::IDS,
+        Source::Step,
+        Element::I32,
+        &[(Axis::Page, blocks)],
+    );
     let axes = [
         (Axis::Layer, config.n_layers),
         (Axis::KvHead, config.n_kv_heads),
@@ -136,7 +152,10 @@ mod tests {
             n_kv_heads: 2,
             head_dim: 16,
             rms_norm_eps: 1e-5,
-            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+            rope: Rope {
+                theta: 10_000.0,
+                scaling: RopeScaling::None,
+            },
             max_position_embeddings: 128,
             tie_word_embeddings: false,
             attention_bias: true,
@@ -144,14 +163,26 @@ mod tests {
         }
     }
 
-    const POOL: Pool = Pool { element: Element::F32, n_blocks: 9, block_size: 4, max_model_len: 30 };
+    const POOL: Pool = Pool {
+        element: Element::F32,
+        n_blocks: 9,
+        block_size: 4,
+        max_model_len: 30,
+    };
 
     #[test]
     fn rungs_grow_up_to_the_limit() {
         let ladder = Ladder::new(8, 512);
         assert_eq!(ladder.decode, [1, 4, 8]);
         assert_eq!(ladder.prefill, [16, 128, 512]);
-        assert_eq!(Ladder::new(1, 4), Ladder { decode: vec![1], prefill: vec![4], transfer: TRANSFER.to_vec() });
+        assert_eq!(
+            Ladder::new(1, 4),
+            Ladder {
+                decode: vec![1],
+                prefill: vec![4],
+                transfer: TRANSFER.to_vec()
+            }
+        );
         assert_eq!(Ladder::rung(&ladder.decode, 3), 4);
         assert_eq!(Ladder::rung(&ladder.decode, 8), 8);
         assert_eq!(Ladder::rung(&ladder.decode, 99), 8);
@@ -159,9 +190,19 @@ mod tests {
 
     #[test]
     fn every_program_builds_and_lowers_for_every_kind_of_llama() {
-        let tied = Config { tie_word_embeddings: true, attention_bias: false, mlp_bias: false, ..tiny() };
+        let tied = Config {
+            tie_word_embeddings: true,
+            attention_bias: false,
+            mlp_bias: false,
+            ..tiny()
+        };
         for config in [tiny(), tied] {
-            for program in [Program::Decode(3), Program::Prefill(16), Program::Export(2), Program::Import(2)] {
+            for program in [
+                Program::Decode(3),
+                Program::Prefill(16),
+                Program::Export(2),
+                Program::Import(2),
+            ] {
                 let graph = program.graph(&config, &POOL).unwrap();
                 Lowerings::plain().lower(&graph).unwrap();
             }
@@ -170,33 +211,65 @@ mod tests {
 
     #[test]
     fn half_precision_programs_lower_too() {
-        let pool = Pool { element: Element::BF16, ..POOL };
+        let pool = Pool {
+            element: Element::BF16,
+            ..POOL
+        };
         let graph = Program::Prefill(16).graph(&tiny(), &pool).unwrap();
-        assert!(Lowerings::plain().lower(&graph).unwrap().text.contains("bf16"));
+        assert!(
+            Lowerings::plain()
+                .lower(&graph)
+                .unwrap()
+                .text
+                .contains("bf16")
+        );
     }
 
     #[test]
     fn a_step_takes_every_weight_once_and_gives_every_cache_back() {
-        let lowered = Lowerings::plain().lower(&Program::Decode(1).graph(&tiny(), &POOL).unwrap()).unwrap();
+        let lowered = Lowerings::plain()
+            .lower(&Program::Decode(1).graph(&tiny(), &POOL).unwrap())
+            .unwrap();
         let names: Vec<_> = lowered
             .args
             .iter()
-            .filter_map(|a| if let Arg::Weight { name, .. } = a { Some(name.clone()) } else { None })
+            .filter_map(|a| {
+                if let Arg::Weight { name, .. } = a {
+                    Some(name.clone())
+                } else {
+                    None
+                }
+            })
             .collect();
-        let expected: Vec<_> = crate::weights(&tiny()).into_iter().map(|w| w.name).collect();
+        let expected: Vec<_> = crate::weights(&tiny())
+            .into_iter()
+            .map(|w| w.name)
+            .collect();
         assert_eq!(names, expected);
         let donated: Vec<_> = lowered
             .args
             .iter()
-            .filter_map(|a| if let Arg::Cache { donated_to, .. } = a { Some(*donated_to) } else { None })
+            .filter_map(|a| {
+                if let Arg::Cache { donated_to, .. } = a {
+                    Some(*donated_to)
+                } else {
+                    None
+                }
+            })
             .collect();
         assert_eq!(donated, [Some(2), Some(3)]);
     }
 
     #[test]
     fn an_unchecked_configuration_is_refused_in_words() {
-        let config = Config { n_kv_heads: 3, ..tiny() };
-        let error = Program::Decode(1).graph(&config, &POOL).unwrap_err().to_string();
+        let config = Config {
+            n_kv_heads: 3,
+            ..tiny()
+        };
+        let error = Program::Decode(1)
+            .graph(&config, &POOL)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("layer 0 attention: attend: q is"), "{error}");
     }
 }

@@ -4,7 +4,10 @@ use crate::{Rope, RopeScaling};
 use std::f64::consts::PI;
 
 /// One frequency for each pair of a head's elements.
-#[expect(clippy::cast_possible_truncation, reason = "angles are computed in f32")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "angles are computed in f32"
+)]
 pub fn inverse_frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
     (0..head_dim / 2)
         .map(|pair| {
@@ -18,8 +21,15 @@ fn scaled(frequency: f64, pair: usize, scaling: &RopeScaling) -> f64 {
     match scaling {
         RopeScaling::None => frequency,
         RopeScaling::Linear { factor } => frequency / factor,
-        RopeScaling::Factors(factors) => frequency / factors.get(pair).map_or(1.0, |&f| f64::from(f)),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => {
+        RopeScaling::Factors(factors) => {
+            frequency / factors.get(pair).map_or(1.0, |&f| f64::from(f))
+        }
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position,
+        } => {
             let turns = as_f64(*original_max_position) * frequency / (2.0 * PI);
             if turns < *low_freq_factor {
                 return frequency / factor;
@@ -33,7 +43,10 @@ fn scaled(frequency: f64, pair: usize, scaling: &RopeScaling) -> f64 {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "positions and head sizes are far below 2^53")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "positions and head sizes are far below 2^53"
+)]
 fn as_f64(n: usize) -> f64 {
     n as f64
 }
@@ -51,7 +64,13 @@ mod tests {
 
     #[test]
     fn frequencies_fall_geometrically_from_one() {
-        let f = inverse_frequencies(&Rope { theta: 10_000.0, scaling: RopeScaling::None }, 8);
+        let f = inverse_frequencies(
+            &Rope {
+                theta: 10_000.0,
+                scaling: RopeScaling::None,
+            },
+            8,
+        );
         for (found, expected) in f.iter().zip([1.0, 0.1, 0.01, 0.001]) {
             assert!((found - expected).abs() < 1e-9);
         }
@@ -70,9 +89,21 @@ mod tests {
 
     #[test]
     fn gguf_factors_divide_pair_by_pair() {
-        let plain = inverse_frequencies(&Rope { theta: 500_000.0, scaling: RopeScaling::None }, 4);
+        let plain = inverse_frequencies(
+            &Rope {
+                theta: 500_000.0,
+                scaling: RopeScaling::None,
+            },
+            4,
+        );
         let scaling = RopeScaling::Factors(vec![1.0, 8.0]);
-        let scaled = inverse_frequencies(&Rope { theta: 500_000.0, scaling }, 4);
+        let scaled = inverse_frequencies(
+            &Rope {
+                theta: 500_000.0,
+                scaling,
+            },
+            4,
+        );
         assert_eq!(scaled, [plain[0], plain[1] / 8.0]);
     }
 }

@@ -30,7 +30,11 @@ impl Body {
     /// Repeats `x`, whose dimensions become `dims` of the result.
     pub fn broadcast(&mut self, x: &Value, to: &[usize], dims: &[usize]) -> Value {
         let fits = x.ty.dims.len() == dims.len()
-            && x.ty.dims.iter().zip(dims).all(|(&size, &d)| to.get(d).is_some_and(|&t| size == t || size == 1));
+            && x.ty
+                .dims
+                .iter()
+                .zip(dims)
+                .all(|(&size, &d)| to.get(d).is_some_and(|&t| size == t || size == 1));
         let ty = Type::new(x.ty.element, to);
         if !fits {
             self.refuse("broadcast_in_dim", format!("{} to {ty} by {dims:?}", x.ty));
@@ -39,7 +43,13 @@ impl Body {
             return x.clone();
         }
         let map = join(dims);
-        self.emit(ty.clone(), format_args!("stablehlo.broadcast_in_dim {x}, dims = [{map}] : ({}) -> {ty}", x.ty))
+        self.emit(
+            ty.clone(),
+            format_args!(
+                "stablehlo.broadcast_in_dim {x}, dims = [{map}] : ({}) -> {ty}",
+                x.ty
+            ),
+        )
     }
 
     /// Gives a scalar the shape of `like`.
@@ -63,7 +73,10 @@ impl Body {
         if x.ty == ty {
             return x.clone();
         }
-        self.emit(ty.clone(), format_args!("stablehlo.reshape {x} : ({}) -> {ty}", x.ty))
+        self.emit(
+            ty.clone(),
+            format_args!("stablehlo.reshape {x} : ({}) -> {ty}", x.ty),
+        )
     }
 
     /// Dimension `i` of the result is dimension `order[i]` of `x`.
@@ -75,9 +88,18 @@ impl Body {
             return x.clone();
         }
         let dims = order.iter().map(|&d| x.ty.dims[d]).collect();
-        let ty = Type { element: x.ty.element, dims };
+        let ty = Type {
+            element: x.ty.element,
+            dims,
+        };
         let by = join(order);
-        self.emit(ty.clone(), format_args!("stablehlo.transpose {x}, dims = [{by}] : ({}) -> {ty}", x.ty))
+        self.emit(
+            ty.clone(),
+            format_args!(
+                "stablehlo.transpose {x}, dims = [{by}] : ({}) -> {ty}",
+                x.ty
+            ),
+        )
     }
 
     /// Elements `from..to` along one dimension.
@@ -87,11 +109,19 @@ impl Body {
             Some(size) if range.end <= *size && range.start <= range.end => *size = range.len(),
             _ => self.refuse("slice", format!("{range:?} of dimension {dim} of {}", x.ty)),
         }
-        let ranges = join(x.ty.dims.iter().enumerate().map(|(d, &size)| match d == dim {
-            true => format!("{}:{}", range.start, range.end),
-            false => format!("0:{size}"),
-        }));
-        self.emit(ty.clone(), format_args!("stablehlo.slice {x} [{ranges}] : ({}) -> {ty}", x.ty))
+        let ranges = join(
+            x.ty.dims
+                .iter()
+                .enumerate()
+                .map(|(d, &size)| match d == dim {
+                    true => format!("{}:{}", range.start, range.end),
+                    false => format!("0:{size}"),
+                }),
+        );
+        self.emit(
+            ty.clone(),
+            format_args!("stablehlo.slice {x} [{ranges}] : ({}) -> {ty}", x.ty),
+        )
     }
 
     /// A slice of size `sizes` that begins at scalar `starts`, moved inwards if it would stick out.
@@ -109,7 +139,9 @@ impl Body {
         let types = join(std::iter::once(&x.ty).chain(starts.iter().map(|s| &s.ty)));
         self.emit(
             ty.clone(),
-            format_args!("stablehlo.dynamic_slice {x}, {at}, sizes = [{sizes}] : ({types}) -> {ty}"),
+            format_args!(
+                "stablehlo.dynamic_slice {x}, {at}, sizes = [{sizes}] : ({types}) -> {ty}"
+            ),
         )
     }
 
@@ -118,17 +150,26 @@ impl Body {
         let mut ty = parts[0].ty.clone();
         let like = |v: &Value| {
             let mut t = v.ty.clone();
-            t.dims.get_mut(dim).map(|d| std::mem::replace(d, 0)).map(|size| (t, size))
+            t.dims
+                .get_mut(dim)
+                .map(|d| std::mem::replace(d, 0))
+                .map(|size| (t, size))
         };
         let shapes: Option<Vec<_>> = parts.iter().map(like).collect();
         match shapes {
             Some(s) if s.iter().all(|(t, _)| *t == s[0].0) => {
                 ty.dims[dim] = s.iter().map(|(_, size)| size).sum();
             }
-            _ => self.refuse("concatenate", format!("{} along {dim}", join(parts.iter().map(|p| &p.ty)))),
+            _ => self.refuse(
+                "concatenate",
+                format!("{} along {dim}", join(parts.iter().map(|p| &p.ty))),
+            ),
         }
         let (values, types) = (join(parts), join(parts.iter().map(|p| &p.ty)));
-        self.emit(ty.clone(), format_args!("stablehlo.concatenate {values}, dim = {dim} : ({types}) -> {ty}"))
+        self.emit(
+            ty.clone(),
+            format_args!("stablehlo.concatenate {values}, dim = {dim} : ({types}) -> {ty}"),
+        )
     }
 
     /// Reads slices of `x` at index vectors, which are the last dimension of `at`.
@@ -142,13 +183,28 @@ impl Body {
         if !fits {
             self.refuse("gather", format!("{} at {} by {how:?}", x.ty, at.ty));
         }
-        let kept = how.slice.iter().enumerate().filter(|(d, _)| !how.collapsed.contains(d)).map(|(_, &s)| s);
+        let kept = how
+            .slice
+            .iter()
+            .enumerate()
+            .filter(|(d, _)| !how.collapsed.contains(d))
+            .map(|(_, &s)| s);
         let mut kept = kept.into_iter();
         let mut batch = at.ty.dims.iter().take(vector).copied();
         let dims = (0..vector + how.offset_dims.len())
-            .map(|d| if how.offset_dims.contains(&d) { kept.next() } else { batch.next() }.unwrap_or(0))
+            .map(|d| {
+                if how.offset_dims.contains(&d) {
+                    kept.next()
+                } else {
+                    batch.next()
+                }
+                .unwrap_or(0)
+            })
             .collect();
-        let ty = Type { element: x.ty.element, dims };
+        let ty = Type {
+            element: x.ty.element,
+            dims,
+        };
         let (offset, collapsed) = (join(how.offset_dims), join(how.collapsed));
         let (map, slice) = (join(how.index_map), join(how.slice));
         self.emit(
@@ -170,10 +226,17 @@ impl Body {
             && updates.ty.dims.len() == vector + how.window_dims.len()
             && at.ty.dims.last() == Some(&how.index_map.len());
         if !fits {
-            self.refuse("scatter", format!("{} into {} at {} by {how:?}", updates.ty, x.ty, at.ty));
+            self.refuse(
+                "scatter",
+                format!("{} into {} at {} by {how:?}", updates.ty, x.ty, at.ty),
+            );
         }
         let scalar = Type::new(x.ty.element, &[]);
-        let (window, inserted, map) = (join(how.window_dims), join(how.inserted), join(how.index_map));
+        let (window, inserted, map) = (
+            join(how.window_dims),
+            join(how.inserted),
+            join(how.index_map),
+        );
         let (old, new) = (self.fresh(), self.fresh());
         self.emit(
             x.ty.clone(),
@@ -199,8 +262,12 @@ mod tests {
         let mut m = Module::new("g");
         let pool = m.arg(Type::new(Element::F32, &[9, 2, 3, 16, 8]), None);
         let at = m.arg(Type::new(Element::I32, &[4, 5, 1]), None);
-        let how =
-            Gather { offset_dims: &[1, 2, 4, 5], collapsed: &[0], index_map: &[0], slice: &[1, 2, 3, 16, 8] };
+        let how = Gather {
+            offset_dims: &[1, 2, 4, 5],
+            collapsed: &[0],
+            index_map: &[0],
+            slice: &[1, 2, 3, 16, 8],
+        };
         let pages = m.body().gather(&pool, &at, how);
         assert_eq!(pages.dims(), [4, 2, 3, 5, 16, 8]);
         assert!(m.finish(&[pages]).is_ok());

@@ -106,7 +106,10 @@ impl Body {
             self.refuse("constant", format!("a float in {like}"));
         }
         let literal = float_literal(value, like.element);
-        self.emit(like.clone(), format_args!("stablehlo.constant dense<{literal}> : {like}"))
+        self.emit(
+            like.clone(),
+            format_args!("stablehlo.constant dense<{literal}> : {like}"),
+        )
     }
 
     /// An integer constant in every element.
@@ -114,7 +117,10 @@ impl Body {
         if !matches!(like.element, Element::I32 | Element::U32) {
             self.refuse("constant", format!("an integer in {like}"));
         }
-        self.emit(like.clone(), format_args!("stablehlo.constant dense<{value}> : {like}"))
+        self.emit(
+            like.clone(),
+            format_args!("stablehlo.constant dense<{value}> : {like}"),
+        )
     }
 
     /// A vector of f32 constants, written bit for bit.
@@ -124,7 +130,10 @@ impl Body {
         for byte in values.iter().flat_map(|v| v.to_le_bytes()) {
             bits.push_str(&format!("{byte:02X}"));
         }
-        self.emit(ty.clone(), format_args!("stablehlo.constant dense<{bits}\"> : {ty}"))
+        self.emit(
+            ty.clone(),
+            format_args!("stablehlo.constant dense<{bits}\"> : {ty}"),
+        )
     }
 
     /// 0, 1, 2… along one dimension.
@@ -132,7 +141,10 @@ impl Body {
         if dim >= ty.dims.len() {
             self.refuse("iota", format!("dimension {dim} of {ty}"));
         }
-        self.emit(ty.clone(), format_args!("stablehlo.iota dim = {dim} : {ty}"))
+        self.emit(
+            ty.clone(),
+            format_args!("stablehlo.iota dim = {dim} : {ty}"),
+        )
     }
 
     /// The same numbers in another element type.
@@ -141,7 +153,10 @@ impl Body {
             return x.clone();
         }
         let ty = x.ty.with(to);
-        self.emit(ty.clone(), format_args!("stablehlo.convert {x} : ({}) -> {ty}", x.ty))
+        self.emit(
+            ty.clone(),
+            format_args!("stablehlo.convert {x} : ({}) -> {ty}", x.ty),
+        )
     }
 
     /// The same bits as another element type of the same width.
@@ -153,7 +168,10 @@ impl Body {
         if x.ty.element.bytes() != to.bytes() {
             self.refuse("bitcast_convert", format!("{} to {ty}", x.ty));
         }
-        self.emit(ty.clone(), format_args!("stablehlo.bitcast_convert {x} : ({}) -> {ty}", x.ty))
+        self.emit(
+            ty.clone(),
+            format_args!("stablehlo.bitcast_convert {x} : ({}) -> {ty}", x.ty),
+        )
     }
 
     /// Elementwise comparison.
@@ -187,14 +205,21 @@ impl Body {
         }
         self.emit(
             yes.ty.clone(),
-            format_args!("stablehlo.select {pred}, {yes}, {no} : {}, {}", pred.ty, yes.ty),
+            format_args!(
+                "stablehlo.select {pred}, {yes}, {no} : {}, {}",
+                pred.ty, yes.ty
+            ),
         )
     }
 
     /// Sum over dimensions.
     pub fn reduce_sum(&mut self, x: &Value, dims: &[usize]) -> Value {
         let scalar = Type::new(x.ty.element, &[]);
-        let zero = if x.ty.element.is_float() { self.float(0.0, &scalar) } else { self.int(0, &scalar) };
+        let zero = if x.ty.element.is_float() {
+            self.float(0.0, &scalar)
+        } else {
+            self.int(0, &scalar)
+        };
         self.reduce("add", x, &zero, dims)
     }
 
@@ -217,10 +242,21 @@ impl Body {
 
     fn reduce(&mut self, op: &'static str, x: &Value, init: &Value, dims: &[usize]) -> Value {
         if x.ty.element != init.ty.element || dims.iter().any(|&d| d >= x.ty.dims.len()) {
-            self.refuse(op, format!("reduce {} from {} over {dims:?}", x.ty, init.ty));
+            self.refuse(
+                op,
+                format!("reduce {} from {} over {dims:?}", x.ty, init.ty),
+            );
         }
-        let kept = x.ty.dims.iter().enumerate().filter(|(i, _)| !dims.contains(i)).map(|(_, &d)| d);
-        let ty = Type { element: x.ty.element, dims: kept.collect() };
+        let kept =
+            x.ty.dims
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| !dims.contains(i))
+                .map(|(_, &d)| d);
+        let ty = Type {
+            element: x.ty.element,
+            dims: kept.collect(),
+        };
         let over = join(dims);
         self.emit(
             ty.clone(),
@@ -245,17 +281,30 @@ impl Body {
         }
         let free = |v: &Value, batch: &[usize], contract: &[usize]| -> Vec<usize> {
             let used = |i: &usize| batch.contains(i) || contract.contains(i);
-            (0..v.ty.dims.len()).filter(|i| !used(i)).map(|i| v.ty.dims[i]).collect()
+            (0..v.ty.dims.len())
+                .filter(|i| !used(i))
+                .map(|i| v.ty.dims[i])
+                .collect()
         };
         let mut dims = batch.unwrap_or_default();
         dims.extend(free(a, pairs.batch.0, pairs.contract.0));
         dims.extend(free(b, pairs.batch.1, pairs.contract.1));
-        let ty = Type { element: Element::F32, dims };
-        let precision = if a.ty.element == Element::F32 { "HIGHEST" } else { "DEFAULT" };
+        let ty = Type {
+            element: Element::F32,
+            dims,
+        };
+        let precision = if a.ty.element == Element::F32 {
+            "HIGHEST"
+        } else {
+            "DEFAULT"
+        };
         let (ab, bb) = (join(pairs.batch.0), join(pairs.batch.1));
         let (ac, bc) = (join(pairs.contract.0), join(pairs.contract.1));
-        let batching =
-            if ab.is_empty() { String::new() } else { format!("batching_dims = [{ab}] x [{bb}], ") };
+        let batching = if ab.is_empty() {
+            String::new()
+        } else {
+            format!("batching_dims = [{ab}] x [{bb}], ")
+        };
         self.emit(
             ty.clone(),
             format_args!(
@@ -305,9 +354,20 @@ mod tests {
         let mut m = Module::new("dot");
         let a = m.arg(Type::new(Element::BF16, &[2, 5, 7]), None);
         let b = m.arg(Type::new(Element::BF16, &[2, 3, 7]), None);
-        let c = m.body().dot(&a, &b, Dot { batch: (&[0], &[0]), contract: (&[2], &[2]) });
+        let c = m.body().dot(
+            &a,
+            &b,
+            Dot {
+                batch: (&[0], &[0]),
+                contract: (&[2], &[2]),
+            },
+        );
         assert_eq!(c.ty(), &Type::new(Element::F32, &[2, 5, 3]));
-        assert!(m.finish(&[c]).unwrap().contains("batching_dims = [0] x [0], contracting_dims = [2] x [2]"));
+        assert!(
+            m.finish(&[c])
+                .unwrap()
+                .contains("batching_dims = [0] x [0], contracting_dims = [2] x [2]")
+        );
     }
 
     #[test]
@@ -315,7 +375,14 @@ mod tests {
         let mut m = Module::new("dot");
         let a = m.arg(Type::new(Element::F32, &[5, 7]), None);
         let b = m.arg(Type::new(Element::F32, &[3, 8]), None);
-        let c = m.body().dot(&a, &b, Dot { batch: (&[], &[]), contract: (&[1], &[1]) });
+        let c = m.body().dot(
+            &a,
+            &b,
+            Dot {
+                batch: (&[], &[]),
+                contract: (&[1], &[1]),
+            },
+        );
         assert_eq!(m.finish(&[c]).unwrap_err().op, "dot_general");
     }
 }

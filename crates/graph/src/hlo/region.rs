@@ -14,13 +14,25 @@ impl Body {
         let id = self.fresh();
         let types: Vec<Type> = init.iter().map(|v| v.ty.clone()).collect();
         let n = init.len();
-        self.line(format_args!("%{id}:{n} = \"stablehlo.while\"({}) ({{", join(init)));
-        self.region(&types, &[Type::new(Element::I1, &[])], |b, args| vec![condition(b, args)]);
+        self.line(format_args!(
+            "%{id}:{n} = \"stablehlo.while\"({}) ({{",
+            join(init)
+        ));
+        self.region(&types, &[Type::new(Element::I1, &[])], |b, args| {
+            vec![condition(b, args)]
+        });
         self.line(format_args!("}}, {{"));
         self.region(&types, &types, step);
         let types_text = join(&types);
         self.line(format_args!("}}) : ({types_text}) -> ({types_text})"));
-        types.into_iter().enumerate().map(|(i, ty)| Value { name: format!("{id}#{i}"), ty }).collect()
+        types
+            .into_iter()
+            .enumerate()
+            .map(|(i, ty)| Value {
+                name: format!("{id}#{i}"),
+                ty,
+            })
+            .collect()
     }
 
     /// Computes one branch only. Branches may use values from outside.
@@ -34,7 +46,10 @@ impl Body {
         if pred.ty != Type::new(Element::I1, &[]) {
             self.refuse("if", format!("{} is no condition", pred.ty));
         }
-        let value = Value { name: self.fresh().to_string(), ty: ty.clone() };
+        let value = Value {
+            name: self.fresh().to_string(),
+            ty: ty.clone(),
+        };
         self.line(format_args!("{value} = \"stablehlo.if\"({pred}) ({{"));
         self.region(&[], std::slice::from_ref(ty), |b, _| vec![yes(b)]);
         self.line(format_args!("}}, {{"));
@@ -49,8 +64,13 @@ impl Body {
         results: &[Type],
         write: impl FnOnce(&mut Self, &[Value]) -> Vec<Value>,
     ) {
-        let args: Vec<Value> =
-            args.iter().map(|ty| Value { name: self.fresh().to_string(), ty: ty.clone() }).collect();
+        let args: Vec<Value> = args
+            .iter()
+            .map(|ty| Value {
+                name: self.fresh().to_string(),
+                ty: ty.clone(),
+            })
+            .collect();
         if !args.is_empty() {
             let header = join(args.iter().map(|a| format!("{a}: {}", a.ty)));
             self.line(format_args!("^bb0({header}):"));
@@ -59,9 +79,16 @@ impl Body {
         let out = write(self, &args);
         let types: Vec<Type> = out.iter().map(|v| v.ty.clone()).collect();
         if types != results {
-            self.refuse("region", format!("returns ({}), not ({})", join(&types), join(results)));
+            self.refuse(
+                "region",
+                format!("returns ({}), not ({})", join(&types), join(results)),
+            );
         }
-        self.line(format_args!("stablehlo.return {} : {}", join(&out), join(&types)));
+        self.line(format_args!(
+            "stablehlo.return {} : {}",
+            join(&out),
+            join(&types)
+        ));
         self.depth -= 1;
     }
 }

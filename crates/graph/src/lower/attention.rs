@@ -6,8 +6,17 @@ use crate::hlo::{Body, Dot, Element, Gather, Order, Scatter, Type, Value};
 use crate::op::Op;
 
 pub(super) fn kv_slots(call: &Call<'_>, b: &mut Body) -> Value {
-    let Op::KvSlots { block_size, n_blocks, n_tokens } = *call.op else { unreachable!("lowered by kind") };
-    let [start, len, tables] = call.inputs else { unreachable!("kv_slots has three inputs") };
+    let Op::KvSlots {
+        block_size,
+        n_blocks,
+        n_tokens,
+    } = *call.op
+    else {
+        unreachable!("lowered by kind")
+    };
+    let [start, len, tables] = call.inputs else {
+        unreachable!("kv_slots has three inputs")
+    };
     let seqs = start.dims()[0];
     let dims = [seqs, n_tokens];
     let ty = Type::new(Element::I32, &dims);
@@ -16,7 +25,12 @@ pub(super) fn kv_slots(call: &Call<'_>, b: &mut Body) -> Value {
     let (page, slot) = (b.div(&positions, &size), b.rem(&positions, &size));
     let row = b.iota(&ty, 0);
     let at = pair(b, &row, &page);
-    let how = Gather { offset_dims: &[], collapsed: &[0, 1], index_map: &[0, 1], slice: &[1, 1] };
+    let how = Gather {
+        offset_dims: &[],
+        collapsed: &[0, 1],
+        index_map: &[0, 1],
+        slice: &[1, 1],
+    };
     let block = b.gather(tables, &at, how);
     let outside = b.iota(&Type::new(Element::I32, &[seqs * n_tokens]), 0);
     let outside = b.reshape(&outside, &dims);
@@ -37,13 +51,21 @@ fn pair(b: &mut Body, first: &Value, second: &Value) -> Value {
 }
 
 pub(super) fn write_kv(call: &Call<'_>, b: &mut Body) -> Value {
-    let [cache, k, v, slots] = call.inputs else { unreachable!("write_kv has four inputs") };
-    let [seqs, tokens, heads, dim] = *k.dims() else { unreachable!("k has four axes") };
+    let [cache, k, v, slots] = call.inputs else {
+        unreachable!("write_kv has four inputs")
+    };
+    let [seqs, tokens, heads, dim] = *k.dims() else {
+        unreachable!("k has four axes")
+    };
     let dims = [seqs, tokens, 1, heads, dim];
     let (k, v) = (b.reshape(k, &dims), b.reshape(v, &dims));
     let kv = b.concatenate(&[k, v], 2);
     let kv = b.convert(&kv, call.element);
-    let how = Scatter { window_dims: &[2, 3, 4], inserted: &[0, 3], index_map: &[0, 3] };
+    let how = Scatter {
+        window_dims: &[2, 3, 4],
+        inserted: &[0, 3],
+        index_map: &[0, 3],
+    };
     b.scatter(cache, slots, &kv, how)
 }
 
@@ -62,9 +84,15 @@ struct Turn {
 
 /// Attention in turns of some pages each, with a running softmax, up to the longest context present.
 pub(super) fn attend(call: &Call<'_>, b: &mut Body) -> Value {
-    let Op::Attend { pages_per_turn } = *call.op else { unreachable!("lowered by kind") };
-    let [q, cache, start, len, tables] = call.inputs else { unreachable!("attend has five inputs") };
-    let [seqs, tokens, heads, dim] = *q.dims() else { unreachable!("q has four axes") };
+    let Op::Attend { pages_per_turn } = *call.op else {
+        unreachable!("lowered by kind")
+    };
+    let [q, cache, start, len, tables] = call.inputs else {
+        unreachable!("attend has five inputs")
+    };
+    let [seqs, tokens, heads, dim] = *q.dims() else {
+        unreachable!("q has four axes")
+    };
     let (kv_heads, slots) = (cache.dims()[2], cache.dims()[3]);
     let group = heads / kv_heads;
     let rows = tokens * group;
@@ -127,7 +155,9 @@ fn turns(b: &mut Body, context: &Value, tokens_per_turn: usize) -> Value {
 
 /// One turn: `state` is turn index, running maximum, sum and weighted values.
 fn running_softmax(b: &mut Body, state: &[Value], turn: &Turn) -> Vec<Value> {
-    let [i, max, sum, acc] = state else { unreachable!("the state has four parts") };
+    let [i, max, sum, acc] = state else {
+        unreachable!("the state has four parts")
+    };
     let (k, v, key_at) = read_pages(b, i, turn);
     let scores = masked_scores(b, turn, &k, &key_at);
     let peak = b.reduce_max(&scores, &[3]);
@@ -141,7 +171,14 @@ fn running_softmax(b: &mut Body, state: &[Value], turn: &Turn) -> Vec<Value> {
     let sum = b.mul(sum, &fade);
     let sum = b.add(&sum, &part);
     let p = b.convert(&p, v.ty().element);
-    let part = b.dot(&p, &v, Dot { batch: (&[0, 1], &[0, 1]), contract: (&[3], &[2]) });
+    let part = b.dot(
+        &p,
+        &v,
+        Dot {
+            batch: (&[0, 1], &[0, 1]),
+            contract: (&[3], &[2]),
+        },
+    );
     let fade = b.extend(&fade, acc.dims());
     let acc = b.mul(acc, &fade);
     let acc = b.add(&acc, &part);
@@ -151,7 +188,9 @@ fn running_softmax(b: &mut Body, state: &[Value], turn: &Turn) -> Vec<Value> {
 
 /// Keys and values `[seq, kv_head, token, head_dim]` of a turn, and the tokens' positions.
 fn read_pages(b: &mut Body, i: &Value, turn: &Turn) -> (Value, Value, Value) {
-    let [_, two, heads, slots, dim] = *turn.cache.dims() else { unreachable!("a cache has five axes") };
+    let [_, two, heads, slots, dim] = *turn.cache.dims() else {
+        unreachable!("a cache has five axes")
+    };
     let (seqs, tokens) = (turn.tables.dims()[0], turn.pages * slots);
     let zero = b.int(0, i.ty());
     let pages = b.int(to_i64(turn.pages), i.ty());
@@ -159,7 +198,12 @@ fn read_pages(b: &mut Body, i: &Value, turn: &Turn) -> (Value, Value, Value) {
     let ids = b.dynamic_slice(&turn.tables, &[&zero, &first], &[seqs, turn.pages]);
     let ids = b.reshape(&ids, &[seqs, turn.pages, 1]);
     let slice = [1, two, heads, slots, dim];
-    let how = Gather { offset_dims: &[1, 2, 4, 5], collapsed: &[0], index_map: &[0], slice: &slice };
+    let how = Gather {
+        offset_dims: &[1, 2, 4, 5],
+        collapsed: &[0],
+        index_map: &[0],
+        slice: &slice,
+    };
     let kv = b.gather(&turn.cache, &ids, how);
     let half = [seqs, heads, tokens, dim];
     let k = b.slice(&kv, 1, 0..1);
@@ -183,9 +227,19 @@ fn read_pages(b: &mut Body, i: &Value, turn: &Turn) -> (Value, Value, Value) {
 
 /// `[seq, kv_head, row, token]`, minus infinity where a key lies after its query.
 fn masked_scores(b: &mut Body, turn: &Turn, k: &Value, key_at: &Value) -> Value {
-    let scores = b.dot(&turn.q, k, Dot { batch: (&[0, 1], &[0, 1]), contract: (&[3], &[3]) });
+    let scores = b.dot(
+        &turn.q,
+        k,
+        Dot {
+            batch: (&[0, 1], &[0, 1]),
+            contract: (&[3], &[3]),
+        },
+    );
     let dims = scores.dims().to_vec();
-    #[expect(clippy::cast_precision_loss, reason = "heads have a few hundred elements")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "heads have a few hundred elements"
+    )]
     let scale = b.float((turn.q.dims()[3] as f32).powf(-0.5), scores.ty());
     let scores = b.mul(&scores, &scale);
     let key_at = b.broadcast(key_at, &dims, &[0, 3]);

@@ -5,14 +5,27 @@ use crate::hlo::{Body, Dot, Element, Gather, Type, Value};
 use crate::op::Op;
 
 pub(super) fn embed(call: &Call<'_>, b: &mut Body) -> Value {
-    let [ids, table] = call.inputs else { unreachable!("embed has two inputs") };
+    let [ids, table] = call.inputs else {
+        unreachable!("embed has two inputs")
+    };
     let at = b.reshape(ids, &[ids.dims(), &[1]].concat());
     let slice = [1, table.dims()[1]];
-    b.gather(table, &at, Gather { offset_dims: &[ids.dims().len()], collapsed: &[0], index_map: &[0], slice: &slice })
+    b.gather(
+        table,
+        &at,
+        Gather {
+            offset_dims: &[ids.dims().len()],
+            collapsed: &[0],
+            index_map: &[0],
+            slice: &slice,
+        },
+    )
 }
 
 pub(super) fn rms_norm(call: &Call<'_>, b: &mut Body) -> Value {
-    let Op::RmsNorm { eps } = *call.op else { unreachable!("lowered by kind") };
+    let Op::RmsNorm { eps } = *call.op else {
+        unreachable!("lowered by kind")
+    };
     let (x, weight) = (b.convert(&call.inputs[0], Element::F32), &call.inputs[1]);
     let dims = x.dims().to_vec();
     let last = dims.len() - 1;
@@ -32,7 +45,9 @@ pub(super) fn rms_norm(call: &Call<'_>, b: &mut Body) -> Value {
 }
 
 pub(super) fn project(call: &Call<'_>, b: &mut Body) -> Value {
-    let [x, weight, bias @ ..] = call.inputs else { unreachable!("project has a weight") };
+    let [x, weight, bias @ ..] = call.inputs else {
+        unreachable!("project has a weight")
+    };
     // Of `x` and `weight` together, the result lacks the contracted axes twice.
     let shared = (x.dims().len() + weight.dims().len() - call.shape.axes().len()) / 2;
     let out = product(b, x, weight, shared);
@@ -45,7 +60,9 @@ pub(super) fn logits(call: &Call<'_>, b: &mut Body) -> Value {
 }
 
 pub(super) fn gated_mlp(call: &Call<'_>, b: &mut Body) -> Value {
-    let [x, gate, up, down, biases @ ..] = call.inputs else { unreachable!("a gated mlp has three weights") };
+    let [x, gate, up, down, biases @ ..] = call.inputs else {
+        unreachable!("a gated mlp has three weights")
+    };
     let gate = product(b, x, gate, 1);
     let gate = biased(b, gate, biases.first());
     let up = product(b, x, up, 1);
@@ -63,12 +80,23 @@ pub(super) fn add(call: &Call<'_>, b: &mut Body) -> Value {
     b.add(&call.inputs[0], &call.inputs[1])
 }
 
-/// `x` times `weight` over the last `shared` axes of both, in f32.
+/// `x` times `weight` over the last `shared` axes of both, in f32. Written as a product of two plain matrices:
+/// given more dimensions, XLA's CPU backend transposes the whole weight at every step.
 fn product(b: &mut Body, x: &Value, weight: &Value, shared: usize) -> Value {
-    let (xr, wr) = (x.dims().len(), weight.dims().len());
-    let left: Vec<usize> = (xr - shared..xr).collect();
-    let right: Vec<usize> = (wr - shared..wr).collect();
-    b.dot(x, weight, Dot { batch: (&[], &[]), contract: (&left, &right) })
+    let (rows, width) = x.dims().split_at(x.dims().len() - shared);
+    let (out, _) = weight.dims().split_at(weight.dims().len() - shared);
+    let (dims, width) = ([rows, out].concat(), width.iter().product());
+    let x = b.reshape(x, &[rows.iter().product(), width]);
+    let weight = b.reshape(weight, &[out.iter().product(), width]);
+    let product = b.dot(
+        &x,
+        &weight,
+        Dot {
+            batch: (&[], &[]),
+            contract: (&[1], &[1]),
+        },
+    );
+    b.reshape(&product, &dims)
 }
 
 fn biased(b: &mut Body, x: Value, bias: Option<&Value>) -> Value {
@@ -81,7 +109,9 @@ fn biased(b: &mut Body, x: Value, bias: Option<&Value>) -> Value {
 }
 
 pub(super) fn rope_table(call: &Call<'_>, b: &mut Body) -> Value {
-    let Op::RopeTable { inv_freq, n_tokens } = call.op else { unreachable!("lowered by kind") };
+    let Op::RopeTable { inv_freq, n_tokens } = call.op else {
+        unreachable!("lowered by kind")
+    };
     let start = &call.inputs[0];
     let dims = [start.dims()[0], *n_tokens, inv_freq.len()];
     let positions = positions(b, start, *n_tokens);
@@ -95,7 +125,9 @@ pub(super) fn rope_table(call: &Call<'_>, b: &mut Body) -> Value {
 }
 
 pub(super) fn rope(call: &Call<'_>, b: &mut Body) -> Value {
-    let [x, table] = call.inputs else { unreachable!("rope has two inputs") };
+    let [x, table] = call.inputs else {
+        unreachable!("rope has two inputs")
+    };
     let x = b.convert(x, Element::F32);
     let mut half = x.dims().to_vec();
     let width = half[3] / 2;
@@ -113,8 +145,12 @@ pub(super) fn rope(call: &Call<'_>, b: &mut Body) -> Value {
 }
 
 pub(super) fn last_token(call: &Call<'_>, b: &mut Body) -> Value {
-    let [x, len] = call.inputs else { unreachable!("last_token has two inputs") };
-    let [seqs, tokens, hidden] = *x.dims() else { unreachable!("x has three axes") };
+    let [x, len] = call.inputs else {
+        unreachable!("last_token has two inputs")
+    };
+    let [seqs, tokens, hidden] = *x.dims() else {
+        unreachable!("x has three axes")
+    };
     if tokens == 1 {
         return b.reshape(x, &[seqs, hidden]);
     }
@@ -126,7 +162,16 @@ pub(super) fn last_token(call: &Call<'_>, b: &mut Body) -> Value {
     let last = b.reshape(&last, &[seqs, 1]);
     let at = b.concatenate(&[row, last], 1);
     let slice = [1, 1, hidden];
-    b.gather(x, &at, Gather { offset_dims: &[1], collapsed: &[0, 1], index_map: &[0, 1], slice: &slice })
+    b.gather(
+        x,
+        &at,
+        Gather {
+            offset_dims: &[1],
+            collapsed: &[0, 1],
+            index_map: &[0, 1],
+            slice: &slice,
+        },
+    )
 }
 
 /// `[seq, token]` positions that count up from each sequence's start.

@@ -110,7 +110,12 @@ fn threshold(b: &mut Body, scores: &Value, [top_k, top_p, min_p]: [&Value; 3]) -
 
 /// In each limited row the greatest key such that the keys from it upwards weigh at least the target; elsewhere 0.
 /// Costs nothing if no row is limited.
-fn mass_threshold(b: &mut Body, keys: &Value, weight: &Value, [target, limited]: [&Value; 2]) -> Value {
+fn mass_threshold(
+    b: &mut Body,
+    keys: &Value,
+    weight: &Value,
+    [target, limited]: [&Value; 2],
+) -> Value {
     let scalar = Type::new(Element::U32, &[]);
     let any = any(b, limited);
     let top = b.int(1 << 31, &scalar);
@@ -125,7 +130,9 @@ fn mass_threshold(b: &mut Body, keys: &Value, weight: &Value, [target, limited]:
             b.compare(Order::Gt, &a[0], &zero)
         },
         |b, a| {
-            let [bit, found, keys, weight, target] = a else { unreachable!("five values are carried") };
+            let [bit, found, keys, weight, target] = a else {
+                unreachable!("five values are carried")
+            };
             let wide = b.splat(bit, found);
             let candidate = b.or(found, &wide);
             let least = b.extend(&candidate, keys.dims());
@@ -136,7 +143,13 @@ fn mass_threshold(b: &mut Body, keys: &Value, weight: &Value, [target, limited]:
             let enough = b.compare(Order::Ge, &mass, target);
             let found = b.select(&enough, &candidate, found);
             let one = b.int(1, bit.ty());
-            vec![b.shr(bit, &one), found, keys.clone(), weight.clone(), target.clone()]
+            vec![
+                b.shr(bit, &one),
+                found,
+                keys.clone(),
+                weight.clone(),
+                target.clone(),
+            ]
         },
     );
     let zero = b.int(0, out[1].ty());
