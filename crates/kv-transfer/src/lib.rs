@@ -1,1 +1,36 @@
-//! baton-kv-transfer
+//! Hands KV over from a prefill server (the producer) to a decode server (the consumer) through TCP.
+//!
+//! The producer [publishes](KvServer::publish) host copies of finished blocks under a lease and answers with
+//! [`KvTransferParams`](baton_kv::KvTransferParams). The consumer [holds](KvClient::hold) the lease with
+//! heartbeats from the moment it admits the request, [pulls](KvClient::pull) the blocks once it has room for them,
+//! and releases the lease. The receiver grants credit and the owner sends, so neither writes into memory that
+//! the other has not set aside.
+//!
+//! What stays true: a byte reaches the caller only after its checksum was found right; a lease that is gone never
+//! yields data; every wait has a deadline and every buffer a bound; nothing that a peer sends panics.
+//!
+//! Decisions are pure state machines (`handshake`, `lease`, `control`, `outgoing`, `incoming`, `geometry`, `wire`);
+//! `server` and `client` are threads and blocking sockets around them. Not here: what to do without KV (the engine
+//! recomputes), and encryption (the secret authenticates and the checksums catch accidents; on a network where
+//! others can alter packets, run it inside a tunnel).
+#![forbid(unsafe_code)]
+
+mod client;
+mod control;
+mod error;
+mod geometry;
+mod handshake;
+mod incoming;
+mod lease;
+mod net;
+mod outgoing;
+mod secret;
+mod server;
+pub mod wire;
+
+pub use client::{
+    ClientStats, Held, KvClient, KvClientConfig, PeerPolicy, PullGuard, Pulled, PulledCallback,
+};
+pub use error::{RejectCode, TransferError};
+pub use secret::{MIN_SECRET_LEN, Secret, SecretError, fingerprint};
+pub use server::{Export, KvServer, KvServerConfig, PublishError, ServerStats};

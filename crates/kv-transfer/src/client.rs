@@ -1,0 +1,407 @@
+//! The consumer: keeps leases of producers alive, and pulls their blocks into host memory.
+//!
+//! A producer gets one control connection, kept by a thread of its own that also sends the heartbeats; a fixed
+//! number of workers run the transfers, each on a data connection that it has to itself meanwhile. Dropping the
+//! [`KvClient`] cancels what runs and joins all threads.
+//! Not here: what a failed transfer means for its request.
+
+mod job;
+mod link;
+mod memory;
+mod pull;
+mod session;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use baton_kv::{KvLayout, KvTransferParams, Kvx};
+use parking_lot::{Condvar, Mutex};
+
+use crate::TransferError;
+use crate::secret::{Secret, fingerprint};
+use crate::server::spawn;
+use job::{Completion, Job};
+use link::{Lease, Peer};
+use memory::Memory;
+
+pub use job::{PullGuard, Pulled, PulledCallback};
+
+/// Version of the `kvx` object that is understood.
+const KVX_VERSION: u32 = 1;
+
+/// Decides on a host, as the request names it, and a port.
+type HostCheck = Arc<dyn Fn(&str, u16) -> bool + Send + Sync>;
+
+/// Which addresses a request may make this server connect to.
+#[derive(Clone, Default)]
+pub enum PeerPolicy {
+    /// Only this machine, also after the name was resolved.
+    #[default]
+    Loopback,
+    /// What the function says yes to. It sees the host as the request names it.
+    Allow(HostCheck),
+}
+
+impl fmt::Debug for PeerPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Loopback => "Loopback",
+            Self::Allow(_) => "Allow(..)",
+        })
+    }
+}
+
+impl PeerPolicy {
+    fn allows_name(&self, host: &str, port: u16) -> bool {
+        match self {
+            Self::Loopback => {
+                let is_loopback = |ip: IpAddr| ip.is_loopback();
+                host == "localhost" || host.parse().is_ok_and(is_loopback)
+            }
+            Self::Allow(check) => check(host, port),
+        }
+    }
+
+    fn allows_address(&self, addr: &SocketAddr) -> bool {
+        matches!(self, Self::Allow(_)) || addr.ip().is_loopback()
+    }
+}
+
+/// How a consumer runs. [`KvClientConfig::new`] fills in the defaults.
+#[derive(Clone, Debug)]
+pub struct KvClientConfig {
+    /// The pool's secret.
+    pub secret: Secret,
+    /// Layout of the KV that is wanted.
+    pub layout: KvLayout,
+    /// Host memory for transfers, from their start until the caller drops what was pulled. In bytes.
+    pub budget_bytes: u64,
+    /// Producers that may be connected to.
+    pub peers: PeerPolicy,
+    /// Data connections to one producer, and so transfers from it at the same time.
+    pub n_streams: usize,
+    /// Transfers at the same time.
+    pub n_workers: usize,
+    /// Transfers that may wait for a worker.
+    pub max_queued: usize,
+    /// Leases held at the same time.
+    pub max_held: usize,
+    /// Producers at the same time.
+    pub max_peers: usize,
+    /// Bytes in flight of one transfer; at least two chunks.
+    pub window_bytes: u64,
+    /// To connect.
+    pub connect_timeout: Duration,
+    /// Without a byte or an answer.
+    pub idle_timeout: Duration,
+    /// For a transfer as a whole, waiting for memory and a connection included.
+    pub total_timeout: Duration,
+    /// A connection without leases is closed after this long.
+    pub linger: Duration,
+}
+
+impl KvClientConfig {
+    /// The defaults: loopback producers only, two data connections each, four workers.
+    #[must_use]
+    pub fn new(secret: Secret, layout: KvLayout, budget_bytes: u64) -> Self {
+        Self {
+            secret,
+            layout,
+            budget_bytes,
+            peers: PeerPolicy::default(),
+            n_streams: 2,
+            n_workers: 4,
+            max_queued: 256,
+            max_held: 4096,
+            max_peers: 256,
+            window_bytes: 16 << 20,
+            connect_timeout: Duration::from_secs(1),
+            idle_timeout: Duration::from_secs(2),
+            total_timeout: Duration::from_secs(30),
+            linger: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Counters since the start, and gauges of now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientStats {
+    /// Leases held.
+    pub held: usize,
+    /// Bytes of transfers that run, and of results that the caller still has.
+    pub budget_used: u64,
+    /// Transfers that brought all their blocks.
+    pub complete: u64,
+    /// Transfers that brought only the first of their blocks.
+    pub partial: u64,
+    /// Transfers that brought nothing.
+    pub failed: u64,
+    /// Verified payload.
+    pub bytes_received: u64,
+    /// Damaged chunks.
+    pub crc_errors: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    complete: AtomicU64,
+    partial: AtomicU64,
+    failed: AtomicU64,
+    bytes_received: AtomicU64,
+    crc_errors: AtomicU64,
+}
+
+/// The consumer's end. Dropping it cancels what runs and joins its threads; leases still held then expire.
+#[derive(Debug)]
+pub struct KvClient {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+/// What all threads of a client share.
+#[derive(Debug)]
+struct Shared {
+    cfg: KvClientConfig,
+    fingerprint: u64,
+    boot_id: u64,
+    memory: Arc<Memory>,
+    queue: Mutex<Queue>,
+    queued: Condvar,
+    peers: Mutex<BTreeMap<(String, u16), Arc<Peer>>>,
+    links: Mutex<Vec<JoinHandle<()>>>,
+    n_held: AtomicU64,
+    is_stopping: AtomicBool,
+    counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Job>,
+    is_closed: bool,
+}
+
+/// A lease that is kept alive. Dropping the last trace of it releases the lease, without blocking.
+#[derive(Clone, Debug)]
+pub struct Held {
+    lease: Arc<Lease>,
+}
+
+impl Held {
+    /// Tokens of the prompt whose KV can be pulled; the last block may be filled in part.
+    #[must_use]
+    pub fn n_tokens(&self) -> u32 {
+        self.lease.n_tokens
+    }
+
+    /// Blocks that can be pulled.
+    #[must_use]
+    pub fn n_blocks(&self) -> u32 {
+        self.lease.n_blocks
+    }
+}
+
+impl KvClient {
+    /// Starts the workers.
+    ///
+    /// # Errors
+    /// When the system has no threads or random numbers left.
+    pub fn new(mut cfg: KvClientConfig) -> io::Result<Self> {
+        cfg.window_bytes = cfg.window_bytes.max(2 * crate::wire::MAX_CHUNK as u64);
+        cfg.n_streams = cfg.n_streams.max(1);
+        let n_workers = cfg.n_workers.max(1);
+        let shared = Arc::new(Shared {
+            fingerprint: fingerprint(&cfg.layout),
+            boot_id: getrandom::u64().map_err(io::Error::other)?,
+            memory: Arc::new(Memory::new(cfg.budget_bytes)),
+            cfg,
+            queue: Mutex::default(),
+            queued: Condvar::new(),
+            peers: Mutex::default(),
+            links: Mutex::default(),
+            n_held: AtomicU64::new(0),
+            is_stopping: AtomicBool::new(false),
+            counters: Counters::default(),
+        });
+        let mut client = Self {
+            shared,
+            workers: Vec::new(),
+        };
+        for _ in 0..n_workers {
+            let shared = Arc::clone(&client.shared);
+            client
+                .workers
+                .push(spawn("kvx-pull", move || pull::work(&shared))?);
+        }
+        Ok(client)
+    }
+
+    /// Takes hold of a lease: heartbeats begin now. Does not block; whether the producer is there shows later.
+    ///
+    /// # Errors
+    /// When the object is of another kind of producer or contradicts itself, the KV is another model's or of
+    /// another shape, the producer is not allowed, or too many leases are held.
+    pub fn hold(&self, params: &KvTransferParams) -> Result<Held, TransferError> {
+        let kvx = params.kvx.as_ref().ok_or(TransferError::ForeignProducer)?;
+        let n_blocks = self.shared.check(params, kvx)?;
+        let (host, port) = (params.remote_host.as_str(), params.remote_port);
+        if !self.shared.cfg.peers.allows_name(host, port) {
+            return Err(TransferError::Forbidden {
+                host: host.into(),
+                port,
+            });
+        }
+        let lease = link::hold(&self.shared, params, kvx, n_blocks)?;
+        Ok(Held {
+            lease: Arc::new(lease),
+        })
+    }
+
+    /// Fetches `n_blocks` blocks from `first_block` on, counted from the first of the lease. `done` is called
+    /// exactly once, on a thread of this client, or before this returns if nothing can be started. It must not
+    /// block for long. A transfer that brings everything consumes the lease.
+    ///
+    /// Dropping the guard cancels: `done` is then told so, unless the result was on its way already.
+    pub fn pull(
+        &self,
+        held: &Held,
+        first_block: u32,
+        n_blocks: u32,
+        done: PulledCallback,
+    ) -> PullGuard {
+        let done = Completion::new(done);
+        let (job, guard) = Job::new(
+            Arc::clone(&held.lease),
+            first_block..first_block.saturating_add(n_blocks),
+            done,
+        );
+        if let Err((job, error)) = self.shared.enqueue(job) {
+            job.finish(Err(error));
+        }
+        guard
+    }
+
+    /// Counters and gauges.
+    #[must_use]
+    pub fn stats(&self) -> ClientStats {
+        let counters = &self.shared.counters;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ClientStats {
+            held: usize::try_from(read(&self.shared.n_held)).unwrap_or(usize::MAX),
+            budget_used: self.shared.memory.used(),
+            complete: read(&counters.complete),
+            partial: read(&counters.partial),
+            failed: read(&counters.failed),
+            bytes_received: read(&counters.bytes_received),
+            crc_errors: read(&counters.crc_errors),
+        }
+    }
+}
+
+impl Drop for KvClient {
+    fn drop(&mut self) {
+        self.shared.stop();
+        let links = std::mem::take(&mut *self.shared.links.lock());
+        for thread in self.workers.drain(..).chain(links) {
+            // A thread that panicked has nothing left to clean up.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::SeqCst)
+    }
+
+    /// Whether the KV that `params` names can be used here; returns its number of blocks.
+    fn check(&self, params: &KvTransferParams, kvx: &Kvx) -> Result<u32, TransferError> {
+        let layout = &self.cfg.layout;
+        let differs = |what, ours: &dyn fmt::Display, theirs: &dyn fmt::Display| {
+            Err(TransferError::Mismatch {
+                what,
+                ours: ours.to_string(),
+                theirs: theirs.to_string(),
+            })
+        };
+        if kvx.v != KVX_VERSION {
+            return differs("kvx version", &KVX_VERSION, &kvx.v);
+        }
+        if kvx.dt != layout.dtype.name() {
+            return differs("element type", &layout.dtype, &kvx.dt);
+        }
+        if kvx.bs != layout.block_size {
+            return differs("block size", &layout.block_size, &kvx.bs);
+        }
+        if kvx.fp.0 != self.fingerprint {
+            return differs("model", &baton_kv::Fingerprint(self.fingerprint), &kvx.fp);
+        }
+        let n_blocks = params.remote_block_ids.len();
+        if kvx.n == 0 || layout.blocks_for(kvx.n as usize) != n_blocks {
+            return Err(TransferError::Range);
+        }
+        u32::try_from(n_blocks).map_err(|_| TransferError::Range)
+    }
+
+    fn enqueue(&self, job: Job) -> Result<(), (Job, TransferError)> {
+        let mut queue = self.queue.lock();
+        if queue.is_closed {
+            return Err((job, TransferError::Closed));
+        }
+        if queue.waiting.len() >= self.cfg.max_queued {
+            return Err((
+                job,
+                TransferError::Busy {
+                    what: "queued transfers",
+                },
+            ));
+        }
+        queue.waiting.push_back(job);
+        self.queued.notify_one();
+        Ok(())
+    }
+
+    /// The next transfer to run; `None` when the client stops.
+    fn next_job(&self) -> Option<Job> {
+        let mut queue = self.queue.lock();
+        loop {
+            if queue.is_closed {
+                return None;
+            }
+            if let Some(job) = queue.waiting.pop_front() {
+                return Some(job);
+            }
+            self.queued.wait(&mut queue);
+        }
+    }
+
+    fn stop(&self) {
+        self.is_stopping.store(true, Ordering::SeqCst);
+        let waiting = {
+            let mut queue = self.queue.lock();
+            queue.is_closed = true;
+            std::mem::take(&mut queue.waiting)
+        };
+        self.queued.notify_all();
+        waiting
+            .into_iter()
+            .for_each(|job| job.finish(Err(TransferError::Closed)));
+        let peers: Vec<_> = self.peers.lock().values().cloned().collect();
+        peers.iter().for_each(|peer| peer.stop());
+    }
+
+    fn count(&self, result: &Result<Pulled, TransferError>) {
+        let counters = &self.counters;
+        let counter = match result {
+            Ok(pulled) if pulled.shortfall.is_none() => &counters.complete,
+            Ok(_) => &counters.partial,
+            Err(_) => &counters.failed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}

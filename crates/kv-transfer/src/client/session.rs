@@ -1,0 +1,306 @@
+//! One authenticated control connection to a producer, and the data connections that belong to it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Shared;
+use crate::handshake::{ConsumerHandshake, Step, hello};
+use crate::net::{FrameError, hang_up, is_closed, kind, read_frame, remaining, write_frame};
+use crate::server::random;
+use crate::wire::{MAX_BODY, MAX_BODY_BEFORE_AUTH, Message, Preface, Role, WireError};
+use crate::{RejectCode, TransferError};
+
+/// Addresses of one name that are tried.
+const MAX_ADDRESSES: usize = 4;
+/// Messages that wait for a worker; it awaits at most an acceptance, a refusal and an end.
+const MAX_EVENTS: usize = 8;
+
+/// The connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    addr: SocketAddr,
+    conn: [u8; 16],
+    pub(super) control: TcpStream,
+    /// Held while a frame is written.
+    writing: Mutex<()>,
+    transfers: Mutex<Transfers>,
+    streams: Mutex<Streams>,
+    stream_freed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Transfers {
+    running: BTreeMap<u32, Running>,
+    last: u32,
+    ended: Option<TransferError>,
+}
+
+#[derive(Debug)]
+struct Running {
+    events: SyncSender<Message>,
+    socket: TcpStream,
+    is_accepted: bool,
+}
+
+#[derive(Debug, Default)]
+struct Streams {
+    idle: Vec<DataStream>,
+    open: usize,
+}
+
+/// A data connection.
+#[derive(Debug)]
+pub(super) struct DataStream {
+    pub(super) number: u16,
+    pub(super) socket: TcpStream,
+}
+
+fn io_error(error: &io::Error) -> TransferError {
+    TransferError::Broken(kind(error))
+}
+
+impl From<FrameError> for TransferError {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Io(error) => io_error(&error),
+            FrameError::Wire(error) => Self::Protocol(error),
+        }
+    }
+}
+
+impl Session {
+    /// Connects and proves both sides to each other.
+    pub(super) fn connect(shared: &Shared, host: &str, port: u16) -> Result<Self, TransferError> {
+        let unreachable = |e: io::Error| TransferError::Connect(kind(&e));
+        // The resolver of the system has time limits of its own.
+        let addrs = (host, port).to_socket_addrs().map_err(unreachable)?;
+        let mut last = TransferError::Forbidden {
+            host: host.into(),
+            port,
+        };
+        let allowed = |addr: &SocketAddr| shared.cfg.peers.allows_address(addr);
+        for addr in addrs.filter(allowed).take(MAX_ADDRESSES) {
+            match TcpStream::connect_timeout(&addr, shared.cfg.connect_timeout) {
+                Ok(stream) => return Self::greet(shared, stream, addr),
+                Err(error) => last = unreachable(error),
+            }
+        }
+        Err(last)
+    }
+
+    fn greet(shared: &Shared, control: TcpStream, addr: SocketAddr) -> Result<Self, TransferError> {
+        let deadline = Instant::now() + shared.cfg.idle_timeout;
+        prepare(&control, shared, Role::Control).map_err(|e| io_error(&e))?;
+        let n_streams = u16::try_from(shared.cfg.n_streams).unwrap_or(u16::MAX);
+        let nonce = random().map_err(|_| TransferError::Broken(io::ErrorKind::Other))?;
+        let ours = hello(shared.boot_id, shared.fingerprint, nonce, n_streams);
+        let say = |message: &Message| write_frame(&control, 0, message).map_err(|e| io_error(&e));
+        say(&Message::Hello(ours))?;
+        let mut state = ConsumerHandshake::Greeted { ours };
+        let conn = loop {
+            let (_, message) = read_frame(&control, MAX_BODY_BEFORE_AUTH, deadline)?;
+            state = match state.on_message(&shared.cfg.secret, message)? {
+                Step::Wait(next) => next,
+                Step::Reply(reply, next) => {
+                    say(&reply)?;
+                    next
+                }
+                Step::Done(conn) => break conn,
+            };
+        };
+        Ok(Self {
+            addr,
+            conn,
+            control,
+            writing: Mutex::default(),
+            transfers: Mutex::default(),
+            streams: Mutex::default(),
+            stream_freed: Condvar::new(),
+        })
+    }
+
+    /// Writes a message; a connection that does not take it is ended.
+    pub(super) fn say(&self, stream: u16, message: &Message) -> Result<(), TransferError> {
+        let _writing = self.writing.lock();
+        write_frame(&self.control, stream, message).map_err(|e| {
+            hang_up(&self.control);
+            io_error(&e)
+        })
+    }
+
+    /// Reads the next message before `deadline`; those about transfers go to their workers.
+    pub(super) fn listen(&self, deadline: Instant) -> Result<Option<Message>, TransferError> {
+        let (_, message) = read_frame(&self.control, MAX_BODY, deadline)?;
+        match &message {
+            Message::Accept { xfer, .. }
+            | Message::Reject { xfer, .. }
+            | Message::Cancelled { xfer } => {
+                self.transfers.lock().deliver(*xfer, message);
+                Ok(None)
+            }
+            _ => Ok(Some(message)),
+        }
+    }
+
+    /// The connection is gone: every worker learns it.
+    pub(super) fn end(&self, why: TransferError) {
+        hang_up(&self.control);
+        let mut transfers = self.transfers.lock();
+        transfers.ended.get_or_insert(why);
+        transfers
+            .running
+            .values()
+            .for_each(|running| hang_up(&running.socket));
+        transfers.running.clear();
+        drop(transfers);
+        self.streams.lock().idle.clear();
+        self.stream_freed.notify_all();
+    }
+
+    pub(super) fn ended(&self) -> Option<TransferError> {
+        self.transfers.lock().ended.clone()
+    }
+
+    /// Numbers a transfer; messages about it arrive at the receiver, which closes when the session ends.
+    pub(super) fn register(
+        &self,
+        stream: &DataStream,
+    ) -> Result<(u32, Receiver<Message>), TransferError> {
+        let socket = stream.socket.try_clone().map_err(|e| io_error(&e))?;
+        let (events, receiver) = sync_channel(MAX_EVENTS);
+        let mut transfers = self.transfers.lock();
+        if let Some(why) = &transfers.ended {
+            return Err(why.clone());
+        }
+        transfers.last = transfers.last.wrapping_add(1);
+        let xfer = transfers.last;
+        transfers.running.insert(
+            xfer,
+            Running {
+                events,
+                socket,
+                is_accepted: false,
+            },
+        );
+        Ok((xfer, receiver))
+    }
+
+    pub(super) fn unregister(&self, xfer: u32) {
+        self.transfers.lock().running.remove(&xfer);
+    }
+
+    /// A data connection of one's own: an idle one, a new one if there may be more, or else the next to be free.
+    pub(super) fn stream(
+        &self,
+        shared: &Shared,
+        deadline: Instant,
+        stop: impl Fn() -> Option<TransferError>,
+    ) -> Result<DataStream, TransferError> {
+        let begun = Instant::now();
+        let mut streams = self.streams.lock();
+        loop {
+            if let Some(why) = stop().or_else(|| self.ended()) {
+                return Err(why);
+            }
+            while let Some(stream) = streams.idle.pop() {
+                if !is_closed(&stream.socket) {
+                    return Ok(stream);
+                }
+                streams.open -= 1;
+            }
+            if streams.open < shared.cfg.n_streams {
+                streams.open += 1;
+                break;
+            }
+            if Instant::now() >= deadline {
+                let after = begun.elapsed();
+                return Err(TransferError::TimedOut {
+                    what: "waiting for a connection",
+                    after,
+                });
+            }
+            self.stream_freed
+                .wait_for(&mut streams, super::pull::CANCEL_CHECK);
+        }
+        drop(streams);
+        self.attach(shared, deadline)
+            .inspect_err(|_| self.forget_stream())
+    }
+
+    fn attach(&self, shared: &Shared, deadline: Instant) -> Result<DataStream, TransferError> {
+        let deadline = deadline.min(Instant::now() + shared.cfg.idle_timeout);
+        let connect = || -> io::Result<TcpStream> {
+            let patience = remaining(deadline)?.min(shared.cfg.connect_timeout);
+            let socket = TcpStream::connect_timeout(&self.addr, patience)?;
+            prepare(&socket, shared, Role::Data)?;
+            write_frame(&socket, 0, &Message::Attach { conn: self.conn })?;
+            Ok(socket)
+        };
+        let socket = connect().map_err(|e| io_error(&e))?;
+        let (_, answer) = read_frame(&socket, MAX_BODY_BEFORE_AUTH, deadline)?;
+        let number = match answer {
+            Message::Attached { stream } => stream,
+            Message::GoAway { code } => return Err(TransferError::Rejected(code)),
+            other => {
+                return Err(WireError::Unexpected {
+                    message: other.name(),
+                }
+                .into());
+            }
+        };
+        socket
+            .set_read_timeout(Some(shared.cfg.idle_timeout))
+            .map_err(|e| io_error(&e))?;
+        Ok(DataStream { number, socket })
+    }
+
+    /// A data connection that can be used again.
+    pub(super) fn give_back(&self, stream: DataStream) {
+        if self.ended().is_none() {
+            self.streams.lock().idle.push(stream);
+            self.stream_freed.notify_one();
+        }
+    }
+
+    /// A data connection that cannot be used again.
+    pub(super) fn forget_stream(&self) {
+        self.streams.lock().open -= 1;
+        self.stream_freed.notify_one();
+    }
+}
+
+impl Transfers {
+    fn deliver(&mut self, xfer: u32, message: Message) {
+        let Some(running) = self.running.get_mut(&xfer) else {
+            return;
+        };
+        running.is_accepted |= matches!(message, Message::Accept { .. });
+        // A refusal after the acceptance finds the worker waiting for bytes.
+        let is_late = running.is_accepted && matches!(message, Message::Reject { .. });
+        if running.events.try_send(message).is_err() || is_late {
+            hang_up(&running.socket);
+        }
+    }
+}
+
+/// What every connection needs first.
+fn prepare(stream: &TcpStream, shared: &Shared, role: Role) -> io::Result<()> {
+    use std::io::Write;
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(shared.cfg.idle_timeout))?;
+    let mut stream = stream;
+    stream.write_all(&Preface { role }.encode())
+}
+
+/// The refusal, if `message` is one.
+pub(super) fn refusal(message: &Message) -> Option<RejectCode> {
+    match message {
+        Message::Reject { code, .. } => Some(*code),
+        _ => None,
+    }
+}

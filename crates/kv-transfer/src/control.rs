@@ -1,0 +1,607 @@
+//! One consumer's session as the producer sees it: messages in, answers and chunks out. Pure: bytes come and go
+//! elsewhere, time is an argument.
+//!
+//! A data connection carries one transfer at a time, and a transfer lives on one data connection; whoever breaks
+//! the protocol loses the session, never more.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use baton_kv::{KvLayout, LeaseToken};
+
+use crate::RejectCode;
+use crate::geometry::{ChunkMap, Window};
+use crate::lease::{LeaseTable, Leased, SessionId};
+use crate::outgoing::{Next, Outgoing};
+use crate::secret::{LeaseClaim, Secret};
+use crate::wire::{Message, Open, WireError};
+
+/// Leases in one heartbeat, so that the answer fits in a frame.
+pub(crate) const MAX_HEARTBEAT: usize = 1 << 16;
+
+/// What holds for all sessions of a producer.
+#[derive(Clone, Debug)]
+pub(crate) struct Terms {
+    pub(crate) secret: Secret,
+    pub(crate) layout: KvLayout,
+    pub(crate) boot_id: u64,
+    pub(crate) fingerprint: u64,
+    pub(crate) chunk_bytes: usize,
+    pub(crate) max_streams: usize,
+    /// A transfer without credit for this long is abandoned.
+    pub(crate) starvation: Duration,
+}
+
+impl Terms {
+    pub(crate) fn claim(&self, lease: u64) -> LeaseClaim {
+        LeaseClaim {
+            lease,
+            boot_id: self.boot_id,
+            fingerprint: self.fingerprint,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Transfer<B> {
+    xfer: u32,
+    lease: u64,
+    leased: Arc<Leased<B>>,
+    window: Window,
+    out: Outgoing,
+    is_cancelled: bool,
+    last_progress: Instant,
+}
+
+/// One chunk to send.
+#[derive(Debug)]
+pub(crate) struct Chunk<B> {
+    pub(crate) xfer: u32,
+    pub(crate) chunk: u32,
+    /// Its place in the transfer.
+    pub(crate) range: Range<usize>,
+    /// Its place in the lease.
+    pub(crate) window: Window,
+    pub(crate) leased: Arc<Leased<B>>,
+}
+
+/// What a data connection has to do.
+#[derive(Debug)]
+pub(crate) enum Work<B> {
+    /// Send a chunk.
+    Send(Chunk<B>),
+    /// A transfer ended; say so on the control connection.
+    Say(Message),
+    /// Nothing until something changes.
+    Idle,
+    /// Close.
+    Close,
+}
+
+/// The session.
+#[derive(Debug)]
+pub(crate) struct Control<B> {
+    id: SessionId,
+    terms: Arc<Terms>,
+    next_stream: u16,
+    streams: BTreeMap<u16, Option<Transfer<B>>>,
+}
+
+impl<B> Control<B> {
+    pub(crate) fn new(id: SessionId, terms: Arc<Terms>) -> Self {
+        Self {
+            id,
+            terms,
+            next_stream: 1,
+            streams: BTreeMap::new(),
+        }
+    }
+
+    /// A data connection joins; `None` if there are enough.
+    pub(crate) fn attach(&mut self) -> Option<u16> {
+        if self.streams.len() >= self.terms.max_streams {
+            return None;
+        }
+        let stream = self.next_stream;
+        // Numbers are not used twice, so that a late message cannot mean a newer connection.
+        self.next_stream = stream.checked_add(1)?;
+        self.streams.insert(stream, None);
+        Some(stream)
+    }
+
+    /// A data connection is gone.
+    pub(crate) fn detach(&mut self, stream: u16, leases: &mut LeaseTable<B>) {
+        if let Some(Some(transfer)) = self.streams.remove(&stream) {
+            leases.close(transfer.lease, self.id);
+        }
+    }
+
+    /// The control connection is gone, and with it everything.
+    pub(crate) fn end(&mut self, leases: &mut LeaseTable<B>) {
+        while let Some((&stream, _)) = self.streams.first_key_value() {
+            self.detach(stream, leases);
+        }
+    }
+
+    /// Takes a message and returns the answer, if there is one.
+    ///
+    /// # Errors
+    /// When the message has no meaning here; the session must end then.
+    pub(crate) fn on_message(
+        &mut self,
+        (stream, message): (u16, Message),
+        leases: &mut LeaseTable<B>,
+        now: Instant,
+    ) -> Result<Option<Message>, WireError> {
+        let answer = match message {
+            Message::Open(open) => Some(self.open(stream, open, leases, now)),
+            Message::Credit { xfer, bytes } => {
+                self.credit(xfer, bytes, now);
+                None
+            }
+            Message::Nack { xfer, chunk } => self.nack(xfer, chunk, leases, now),
+            Message::Cancel { xfer } => self.cancel(xfer),
+            Message::Done { xfer } => self.done(xfer, leases),
+            Message::Release { lease } => {
+                leases.release(lease, self.id);
+                Some(Message::Released { lease })
+            }
+            Message::Heartbeat { leases: held } => Some(heartbeat(&held, leases, now)?),
+            Message::Ping { id } => Some(Message::Pong { id }),
+            Message::Pong { .. } | Message::GoAway { .. } | Message::Unknown { .. } => None,
+            other => {
+                return Err(WireError::Unexpected {
+                    message: other.name(),
+                });
+            }
+        };
+        Ok(answer)
+    }
+
+    fn open(
+        &mut self,
+        stream: u16,
+        open: Open,
+        leases: &mut LeaseTable<B>,
+        now: Instant,
+    ) -> Message {
+        let (xfer, lease) = (open.xfer, open.lease);
+        match self.admit(stream, open, leases, now) {
+            Ok(transfer) => {
+                let map = transfer.out.map();
+                let accept = Message::Accept {
+                    xfer,
+                    chunk_bytes: u32::try_from(self.terms.chunk_bytes).unwrap_or(u32::MAX),
+                    total_chunks: map.n_chunks(),
+                    total_bytes: map.total_bytes() as u64,
+                };
+                leases.open(lease, self.id);
+                self.streams.insert(stream, Some(transfer));
+                accept
+            }
+            Err(code) => Message::Reject { xfer, code },
+        }
+    }
+
+    fn admit(
+        &self,
+        stream: u16,
+        open: Open,
+        leases: &LeaseTable<B>,
+        now: Instant,
+    ) -> Result<Transfer<B>, RejectCode> {
+        let leased = leases.check(open.lease, now)?;
+        let claim = self.terms.claim(open.lease);
+        if !self.terms.secret.grants(&claim, &LeaseToken(open.token)) {
+            return Err(RejectCode::BadToken);
+        }
+        if !matches!(self.streams.get(&stream), Some(None)) || self.is_known(open.xfer) {
+            return Err(RejectCode::Busy);
+        }
+        let end = open
+            .first_block
+            .checked_add(open.n_blocks)
+            .ok_or(RejectCode::Range)?;
+        let layout = &self.terms.layout;
+        let window = Window::new(layout, leased.n_blocks, open.first_block..end);
+        let map = ChunkMap::new(layout, open.n_blocks, self.terms.chunk_bytes);
+        let (Some(window), Some(map)) = (window, map) else {
+            return Err(RejectCode::Range);
+        };
+        let n_bitmap = map.n_chunks().div_ceil(8) as usize;
+        if !open.want.is_empty() && open.want.len() != n_bitmap {
+            return Err(RejectCode::Range);
+        }
+        Ok(Transfer {
+            xfer: open.xfer,
+            lease: open.lease,
+            leased: Arc::clone(leased),
+            window,
+            out: Outgoing::new(map, open.want, open.credit),
+            is_cancelled: false,
+            last_progress: now,
+        })
+    }
+
+    fn is_known(&self, xfer: u32) -> bool {
+        self.streams
+            .values()
+            .flatten()
+            .any(|transfer| transfer.xfer == xfer)
+    }
+
+    fn transfer(&mut self, xfer: u32) -> Option<&mut Transfer<B>> {
+        self.streams
+            .values_mut()
+            .flatten()
+            .find(|transfer| transfer.xfer == xfer)
+    }
+
+    fn take(&mut self, xfer: u32) -> Option<Transfer<B>> {
+        let is_it = |slot: &&mut Option<Transfer<B>>| slot.as_ref().is_some_and(|t| t.xfer == xfer);
+        self.streams.values_mut().find(is_it)?.take()
+    }
+
+    fn credit(&mut self, xfer: u32, bytes: u64, now: Instant) {
+        if let Some(transfer) = self.transfer(xfer) {
+            transfer.out.grant(bytes);
+            transfer.last_progress = now;
+        }
+    }
+
+    fn nack(
+        &mut self,
+        xfer: u32,
+        chunk: u32,
+        leases: &mut LeaseTable<B>,
+        now: Instant,
+    ) -> Option<Message> {
+        let transfer = self.transfer(xfer)?;
+        transfer.last_progress = now;
+        if transfer.out.resend(chunk) {
+            return None;
+        }
+        let transfer = self.take(xfer)?;
+        leases.close(transfer.lease, self.id);
+        Some(Message::Reject {
+            xfer,
+            code: RejectCode::Malformed,
+        })
+    }
+
+    /// The data connection answers for a running transfer, after the last byte of it.
+    fn cancel(&mut self, xfer: u32) -> Option<Message> {
+        let Some(transfer) = self.transfer(xfer) else {
+            return Some(Message::Cancelled { xfer });
+        };
+        transfer.is_cancelled = true;
+        None
+    }
+
+    fn done(&mut self, xfer: u32, leases: &mut LeaseTable<B>) -> Option<Message> {
+        let transfer = self.take(xfer)?;
+        leases.consume(transfer.lease);
+        Some(Message::Released {
+            lease: transfer.lease,
+        })
+    }
+
+    /// What the data connection `stream` has to do now.
+    pub(crate) fn work(
+        &mut self,
+        stream: u16,
+        leases: &mut LeaseTable<B>,
+        now: Instant,
+    ) -> Work<B> {
+        let Some(slot) = self.streams.get_mut(&stream) else {
+            return Work::Close;
+        };
+        let Some(transfer) = slot else {
+            return Work::Idle;
+        };
+        let (xfer, lease) = (transfer.xfer, transfer.lease);
+        let end = if transfer.is_cancelled {
+            Message::Cancelled { xfer }
+        } else if transfer.leased.is_revoked() {
+            let code = leases
+                .check(lease, now)
+                .err()
+                .unwrap_or(RejectCode::Internal);
+            Message::Reject { xfer, code }
+        } else {
+            return transfer.work(now, self.terms.starvation);
+        };
+        *slot = None;
+        leases.close(lease, self.id);
+        Work::Say(end)
+    }
+}
+
+impl<B> Transfer<B> {
+    fn work(&mut self, now: Instant, starvation: Duration) -> Work<B> {
+        match self.out.next() {
+            Next::Send(chunk) => {
+                let Some(range) = self.out.map().range(chunk) else {
+                    return Work::Close;
+                };
+                self.last_progress = now;
+                let (xfer, window) = (self.xfer, self.window);
+                Work::Send(Chunk {
+                    xfer,
+                    chunk,
+                    range,
+                    window,
+                    leased: Arc::clone(&self.leased),
+                })
+            }
+            Next::Starved if now.saturating_duration_since(self.last_progress) > starvation => {
+                Work::Close
+            }
+            Next::Starved | Next::Sent => Work::Idle,
+        }
+    }
+}
+
+fn heartbeat<B>(
+    held: &[u64],
+    leases: &mut LeaseTable<B>,
+    now: Instant,
+) -> Result<Message, WireError> {
+    if held.len() > MAX_HEARTBEAT {
+        let (len, limit) = (held.len() as u64, MAX_HEARTBEAT as u64);
+        return Err(WireError::TooLong {
+            what: "heartbeat",
+            len,
+            limit,
+        });
+    }
+    let mut remaining = |&lease: &u64| {
+        let left = leases.heartbeat(lease, now).as_millis();
+        (lease, u32::try_from(left).unwrap_or(u32::MAX))
+    };
+    Ok(Message::HeartbeatAck {
+        remaining_ms: held.iter().map(&mut remaining).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::tests::layout;
+    use crate::lease::LeaseTerms;
+    use proptest::prelude::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const LEASE: u64 = 42;
+
+    struct Bed {
+        control: Control<()>,
+        leases: LeaseTable<()>,
+        now: Instant,
+        token: [u8; 32],
+    }
+
+    impl Bed {
+        fn new() -> Self {
+            let terms = Terms {
+                secret: Secret::new(&[1; 32]).unwrap(),
+                layout: layout(),
+                boot_id: 1,
+                fingerprint: 2,
+                chunk_bytes: 64,
+                max_streams: 2,
+                starvation: 5 * SECOND,
+            };
+            let now = Instant::now();
+            let mut leases = LeaseTable::new(LeaseTerms {
+                ttl: 15 * SECOND,
+                cap: 600 * SECOND,
+            });
+            leases.insert(LEASE, (), 2, now);
+            let token = terms.secret.lease_token(&terms.claim(LEASE), [3; 16]).0;
+            let mut control = Control::new(SessionId(1), Arc::new(terms));
+            assert_eq!(control.attach(), Some(1));
+            Self {
+                control,
+                leases,
+                now,
+                token,
+            }
+        }
+
+        fn say(&mut self, message: Message) -> Option<Message> {
+            self.control
+                .on_message((1, message), &mut self.leases, self.now)
+                .unwrap()
+        }
+
+        fn open(&self) -> Open {
+            let (first_block, n_blocks) = (0, 2);
+            let (token, want) = (self.token, vec![]);
+            Open {
+                xfer: 9,
+                lease: LEASE,
+                token,
+                first_block,
+                n_blocks,
+                credit: 128,
+                want,
+            }
+        }
+
+        fn work(&mut self) -> Work<()> {
+            self.control.work(1, &mut self.leases, self.now)
+        }
+
+        fn refusal(&mut self, open: Open) -> RejectCode {
+            match self.say(Message::Open(open)) {
+                Some(Message::Reject { code, .. }) => code,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_transfer_runs_on_credit_and_consumes_its_lease() {
+        let mut bed = Bed::new();
+        let accept = bed.say(Message::Open(bed.open()));
+        let expected = Message::Accept {
+            xfer: 9,
+            chunk_bytes: 64,
+            total_chunks: 12,
+            total_bytes: 768,
+        };
+        assert_eq!(accept, Some(expected));
+        assert!(matches!(bed.work(), Work::Send(Chunk { chunk: 0, .. })));
+        assert!(matches!(bed.work(), Work::Send(Chunk { chunk: 1, .. })));
+        assert!(matches!(bed.work(), Work::Idle));
+        bed.say(Message::Credit { xfer: 9, bytes: 64 });
+        assert!(matches!(bed.work(), Work::Send(Chunk { chunk: 2, .. })));
+        assert_eq!(
+            bed.say(Message::Done { xfer: 9 }),
+            Some(Message::Released { lease: LEASE })
+        );
+        assert!(matches!(bed.work(), Work::Idle));
+        assert_eq!(bed.refusal(bed.open()), RejectCode::Consumed);
+    }
+
+    #[test]
+    fn what_cannot_be_granted_is_refused_with_its_reason() {
+        let mut bed = Bed::new();
+        let open = bed.open();
+        assert_eq!(
+            bed.refusal(Open {
+                lease: 1,
+                ..open.clone()
+            }),
+            RejectCode::UnknownLease
+        );
+        assert_eq!(
+            bed.refusal(Open {
+                token: [0; 32],
+                ..open.clone()
+            }),
+            RejectCode::BadToken
+        );
+        for (first_block, n_blocks) in [(0, 0), (0, 3), (2, 1), (u32::MAX, 1), (1, u32::MAX)] {
+            let open = Open {
+                first_block,
+                n_blocks,
+                ..open.clone()
+            };
+            assert_eq!(bed.refusal(open), RejectCode::Range);
+        }
+        assert_eq!(
+            bed.refusal(Open {
+                want: vec![1],
+                ..open.clone()
+            }),
+            RejectCode::Range
+        );
+        bed.say(Message::Open(open.clone()));
+        assert_eq!(bed.refusal(Open { xfer: 10, ..open }), RejectCode::Busy);
+    }
+
+    #[test]
+    fn a_cancelled_transfer_is_acknowledged_after_its_last_byte_and_can_be_opened_again() {
+        let mut bed = Bed::new();
+        bed.say(Message::Open(bed.open()));
+        assert_eq!(bed.say(Message::Cancel { xfer: 9 }), None);
+        assert!(matches!(
+            bed.work(),
+            Work::Say(Message::Cancelled { xfer: 9 })
+        ));
+        let again = bed.say(Message::Open(bed.open()));
+        assert!(matches!(again, Some(Message::Accept { .. })));
+        assert_eq!(
+            bed.say(Message::Cancel { xfer: 8 }),
+            Some(Message::Cancelled { xfer: 8 })
+        );
+    }
+
+    #[test]
+    fn a_transfer_whose_lease_ends_is_stopped_with_the_reason() {
+        let mut bed = Bed::new();
+        bed.say(Message::Open(bed.open()));
+        bed.now += 15 * SECOND;
+        bed.leases.expire(bed.now);
+        let stop = Message::Reject {
+            xfer: 9,
+            code: RejectCode::Expired,
+        };
+        assert!(matches!(bed.work(), Work::Say(message) if message == stop));
+    }
+
+    #[test]
+    fn a_consumer_that_grants_nothing_loses_its_connection_and_frees_the_lease() {
+        let mut bed = Bed::new();
+        bed.say(Message::Open(Open {
+            credit: 0,
+            ..bed.open()
+        }));
+        assert!(matches!(bed.work(), Work::Idle));
+        bed.now += 6 * SECOND;
+        assert!(matches!(bed.work(), Work::Close));
+        bed.control.detach(1, &mut bed.leases);
+        assert!(bed.leases.check(LEASE, bed.now).is_ok());
+    }
+
+    #[test]
+    fn data_connections_are_bounded() {
+        let mut bed = Bed::new();
+        assert_eq!(bed.control.attach(), Some(2));
+        assert_eq!(bed.control.attach(), None);
+        bed.control.detach(1, &mut bed.leases);
+        assert_eq!(bed.control.attach(), Some(3));
+    }
+
+    #[test]
+    fn heartbeats_are_answered_for_live_and_gone_leases() {
+        let mut bed = Bed::new();
+        let ack = bed.say(Message::Heartbeat {
+            leases: vec![LEASE, 1],
+        });
+        let remaining_ms = vec![(LEASE, 15_000), (1, 0)];
+        assert_eq!(ack, Some(Message::HeartbeatAck { remaining_ms }));
+        let flood = Message::Heartbeat {
+            leases: vec![0; MAX_HEARTBEAT + 1],
+        };
+        let now = bed.now;
+        assert!(
+            bed.control
+                .on_message((0, flood), &mut bed.leases, now)
+                .is_err()
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_sequence_of_messages_sends_more_than_was_granted(
+            script in prop::collection::vec((0u8..7, 0u32..14, 0u64..200), 0..60),
+        ) {
+            let mut bed = Bed::new();
+            let (mut granted, mut sent) = (0, 0);
+            for (what, chunk, bytes) in script {
+                let answer = match what {
+                    0 => bed.say(Message::Open(Open { credit: bytes, ..bed.open() })),
+                    1 => bed.say(Message::Credit { xfer: 9, bytes }),
+                    2 => bed.say(Message::Nack { xfer: 9, chunk }),
+                    3 => bed.say(Message::Cancel { xfer: 9 }),
+                    4 => bed.say(Message::Ping { id: bytes }),
+                    _ => {
+                        if let Work::Send(chunk) = bed.work() {
+                            sent += chunk.range.len() as u64;
+                        }
+                        None
+                    }
+                };
+                if matches!(answer, Some(Message::Accept { .. })) || what == 1 {
+                    granted += bytes;
+                }
+                prop_assert!(sent <= granted);
+            }
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Leases of a producer: who may fetch what, until when. Pure: time, ids and bytes are arguments.
+//!
+//! A lease is ready, then open while a transfer runs, then ready again if that breaks, and gone for good once
+//! fetched, released or expired. What is gone keeps its reason for a while, so that a late consumer learns why.
+//! Not here: memory accounting; a lease's bytes are freed when the last reference to them goes.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::RejectCode;
+
+/// Reasons remembered.
+const MAX_GONE: usize = 4096;
+
+/// Names a control connection of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SessionId(pub(crate) u64);
+
+/// What a lease holds, shared with the transfers that send it.
+#[derive(Debug)]
+pub(crate) struct Leased<B> {
+    pub(crate) bytes: B,
+    pub(crate) n_blocks: u32,
+    /// Set once the lease is gone: transfers stop at the next chunk.
+    revoked: AtomicBool,
+}
+
+impl<B> Leased<B> {
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
+}
+
+#[derive(Debug)]
+struct Lease<B> {
+    leased: Arc<Leased<B>>,
+    expires: Instant,
+    /// No heartbeat reaches beyond this.
+    cap: Instant,
+    open_by: Option<SessionId>,
+}
+
+/// How long leases live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LeaseTerms {
+    pub(crate) ttl: Duration,
+    pub(crate) cap: Duration,
+}
+
+/// All leases of one producer.
+#[derive(Debug)]
+pub(crate) struct LeaseTable<B> {
+    terms: LeaseTerms,
+    live: BTreeMap<u64, Lease<B>>,
+    gone: BTreeMap<u64, RejectCode>,
+    gone_order: VecDeque<u64>,
+}
+
+impl<B> LeaseTable<B> {
+    pub(crate) fn new(terms: LeaseTerms) -> Self {
+        Self {
+            terms,
+            live: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            gone_order: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Whether `id` was ever seen, as far as is remembered.
+    pub(crate) fn knows(&self, id: u64) -> bool {
+        self.live.contains_key(&id) || self.gone.contains_key(&id)
+    }
+
+    pub(crate) fn insert(&mut self, id: u64, bytes: B, n_blocks: u32, now: Instant) {
+        let leased = Arc::new(Leased {
+            bytes,
+            n_blocks,
+            revoked: AtomicBool::new(false),
+        });
+        let lease = Lease {
+            leased,
+            expires: now + self.terms.ttl.min(self.terms.cap),
+            cap: now + self.terms.cap,
+            open_by: None,
+        };
+        self.live.insert(id, lease);
+    }
+
+    /// Prolongs a lease to its ttl from now, within its cap. Returns what remains: nothing if it is gone.
+    pub(crate) fn heartbeat(&mut self, id: u64, now: Instant) -> Duration {
+        let Some(lease) = self.live.get_mut(&id).filter(|lease| now < lease.expires) else {
+            return Duration::ZERO;
+        };
+        lease.expires = lease.expires.max((now + self.terms.ttl).min(lease.cap));
+        lease.expires - now
+    }
+
+    /// Whether a transfer may begin.
+    pub(crate) fn check(&self, id: u64, now: Instant) -> Result<&Arc<Leased<B>>, RejectCode> {
+        let Some(lease) = self.live.get(&id) else {
+            return Err(self
+                .gone
+                .get(&id)
+                .copied()
+                .unwrap_or(RejectCode::UnknownLease));
+        };
+        if now >= lease.expires {
+            return Err(RejectCode::Expired);
+        }
+        if lease.open_by.is_some() {
+            return Err(RejectCode::Busy);
+        }
+        Ok(&lease.leased)
+    }
+
+    /// A transfer begins; [`check`](Self::check) has said that it may.
+    pub(crate) fn open(&mut self, id: u64, by: SessionId) {
+        if let Some(lease) = self.live.get_mut(&id) {
+            lease.open_by = Some(by);
+        }
+    }
+
+    /// A transfer ended without success: the lease can be opened again as long as it lives.
+    pub(crate) fn close(&mut self, id: u64, by: SessionId) {
+        if let Some(lease) = self.live.get_mut(&id)
+            && lease.open_by == Some(by)
+        {
+            lease.open_by = None;
+        }
+    }
+
+    /// Not needed any more, says a holder. One that another session is fetching right now stays: two consumers
+    /// may hold the same lease, and the one that gives up must not cut off the other.
+    pub(crate) fn release(&mut self, id: u64, by: SessionId) -> bool {
+        let is_elsewhere = |lease: &Lease<B>| lease.open_by.is_some_and(|other| other != by);
+        !self.live.get(&id).is_some_and(is_elsewhere) && self.consume(id)
+    }
+
+    /// Fetched, or withdrawn by its owner. Returns whether it was there.
+    pub(crate) fn consume(&mut self, id: u64) -> bool {
+        self.end(id, RejectCode::Consumed)
+    }
+
+    /// Ends what has outlived its time, and returns how many that were.
+    pub(crate) fn expire(&mut self, now: Instant) -> usize {
+        let late: Vec<u64> = self
+            .live
+            .iter()
+            .filter(|(_, l)| now >= l.expires)
+            .map(|(&id, _)| id)
+            .collect();
+        late.iter()
+            .filter(|&&id| self.end(id, RejectCode::Expired))
+            .count()
+    }
+
+    /// When the next lease expires unless a heartbeat comes.
+    pub(crate) fn next_expiry(&self) -> Option<Instant> {
+        self.live.values().map(|lease| lease.expires).min()
+    }
+
+    fn end(&mut self, id: u64, why: RejectCode) -> bool {
+        let Some(lease) = self.live.remove(&id) else {
+            return false;
+        };
+        lease.leased.revoked.store(true, Ordering::Release);
+        if self.gone_order.len() >= MAX_GONE
+            && let Some(oldest) = self.gone_order.pop_front()
+        {
+            self.gone.remove(&oldest);
+        }
+        self.gone.insert(id, why);
+        self.gone_order.push_back(id);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const ME: SessionId = SessionId(1);
+
+    fn table() -> (LeaseTable<()>, Instant) {
+        let terms = LeaseTerms {
+            ttl: 15 * SECOND,
+            cap: 40 * SECOND,
+        };
+        let (mut table, start) = (LeaseTable::new(terms), Instant::now());
+        table.insert(7, (), 1, start);
+        (table, start)
+    }
+
+    fn refusal(table: &LeaseTable<()>, id: u64, now: Instant) -> Option<RejectCode> {
+        table.check(id, now).err()
+    }
+
+    #[test]
+    fn a_lease_ends_after_its_ttl_and_its_reason_is_remembered() {
+        let (mut table, start) = table();
+        assert_eq!(table.next_expiry(), Some(start + 15 * SECOND));
+        assert_eq!(table.expire(start + 14 * SECOND), 0);
+        assert_eq!(refusal(&table, 7, start + 14 * SECOND), None);
+        assert_eq!(
+            refusal(&table, 7, start + 15 * SECOND),
+            Some(RejectCode::Expired)
+        );
+        assert_eq!(table.expire(start + 15 * SECOND), 1);
+        assert_eq!(refusal(&table, 7, start), Some(RejectCode::Expired));
+        assert_eq!(refusal(&table, 8, start), Some(RejectCode::UnknownLease));
+        assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn heartbeats_prolong_up_to_the_cap_and_never_revive() {
+        let (mut table, start) = table();
+        assert_eq!(table.heartbeat(7, start + 10 * SECOND), 15 * SECOND);
+        assert_eq!(table.heartbeat(7, start + 24 * SECOND), 15 * SECOND);
+        assert_eq!(table.heartbeat(7, start + 38 * SECOND), 2 * SECOND);
+        assert_eq!(table.heartbeat(7, start + 40 * SECOND), Duration::ZERO);
+        assert_eq!(table.heartbeat(8, start), Duration::ZERO);
+    }
+
+    #[test]
+    fn an_open_lease_is_busy_until_its_own_session_closes_it() {
+        let (mut table, start) = table();
+        table.open(7, ME);
+        assert_eq!(refusal(&table, 7, start), Some(RejectCode::Busy));
+        table.close(7, SessionId(2));
+        assert_eq!(refusal(&table, 7, start), Some(RejectCode::Busy));
+        table.close(7, ME);
+        assert_eq!(refusal(&table, 7, start), None);
+    }
+
+    #[test]
+    fn a_holder_that_gives_up_does_not_cut_off_another_that_fetches() {
+        let (mut table, start) = table();
+        table.open(7, ME);
+        assert!(!table.release(7, SessionId(2)));
+        assert_eq!(refusal(&table, 7, start), Some(RejectCode::Busy));
+        assert!(table.release(7, ME));
+    }
+
+    #[test]
+    fn a_consumed_lease_is_revoked_once() {
+        let (mut table, start) = table();
+        let leased = Arc::clone(table.check(7, start).unwrap());
+        assert!(!leased.is_revoked());
+        assert!(table.consume(7));
+        assert!(!table.consume(7));
+        assert!(leased.is_revoked());
+        assert_eq!(refusal(&table, 7, start), Some(RejectCode::Consumed));
+    }
+
+    #[test]
+    fn the_memory_of_what_is_gone_is_bounded() {
+        let (mut table, start) = table();
+        for id in 100..100 + 2 * MAX_GONE as u64 {
+            table.insert(id, (), 1, start);
+            table.consume(id);
+        }
+        assert_eq!(table.gone.len(), MAX_GONE);
+        assert_eq!(table.gone_order.len(), MAX_GONE);
+        assert!(!table.knows(100));
+    }
+}

@@ -1,0 +1,378 @@
+//! One connection of a producer, from its preface to its end: control connections carry a session, data
+//! connections carry the chunks of one.
+//!
+//! A peer that has not proved itself gets two seconds, few bytes and one of a bounded number of places.
+
+use std::io;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::pool::Stored;
+use super::{MAX_PENDING, Shared, random, spawn};
+use crate::RejectCode;
+use crate::control::{Chunk, Control, Work};
+use crate::handshake::{Answer, ProducerHandshake, hello};
+use crate::lease::SessionId;
+use crate::net::{FrameError, hang_up, is_closed, read_by, read_frame, write_both_by, write_frame};
+use crate::wire::{
+    ChunkHeader, MAX_BODY, MAX_BODY_BEFORE_AUTH, Message, PREFACE_LEN, Role, decode_preface,
+};
+
+/// How often an idle data connection looks whether its peer is still there.
+const IDLE_CHECK: Duration = Duration::from_secs(1);
+/// A chunk takes at most this many times the progress timeout, however steadily its bytes trickle.
+const CHUNK_PATIENCE: u32 = 4;
+
+/// What the threads of one consumer share.
+#[derive(Debug)]
+pub(super) struct Session {
+    control: Mutex<Control<Stored>>,
+    changed: Condvar,
+    /// The control connection, for writing.
+    writer: Mutex<TcpStream>,
+}
+
+impl Session {
+    pub(super) fn wake(&self) {
+        // Under the lock, so that a waiter is either before its check or in its wait.
+        drop(self.control.lock());
+        self.changed.notify_all();
+    }
+
+    pub(super) fn announce_drain(&self) {
+        self.say(
+            0,
+            &Message::GoAway {
+                code: RejectCode::Draining,
+            },
+        );
+    }
+
+    /// Writes to the control connection, and ends the session if that fails.
+    fn say(&self, stream: u16, message: &Message) {
+        let writer = self.writer.lock();
+        if write_frame(&writer, stream, message).is_err() {
+            hang_up(&writer);
+        }
+    }
+}
+
+/// Takes a fresh connection in, on a thread of its own; or closes it when there are too many.
+pub(super) fn admit(shared: &Arc<Shared>, id: u64, stream: TcpStream) -> Option<JoinHandle<()>> {
+    let entered = Registered::enter(shared, id, &stream);
+    let pending = Pending::enter(shared);
+    let (Some(entered), Some(pending)) = (entered, pending) else {
+        shared.counters.turned_away();
+        return None;
+    };
+    let shared = Arc::clone(shared);
+    let serve = move || {
+        let _entered = entered;
+        if let Err(error) = serve(&shared, id, &stream, pending) {
+            tracing::debug!(%error, "a transfer connection ended");
+        }
+        hang_up(&stream);
+    };
+    spawn("kvx-serve", serve).ok()
+}
+
+/// A place among the connections; the server can hang up on it.
+struct Registered {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Registered {
+    fn enter(shared: &Arc<Shared>, id: u64, stream: &TcpStream) -> Option<Self> {
+        let mut sockets = shared.sockets.lock();
+        if sockets.len() >= shared.cfg.max_connections {
+            return None;
+        }
+        sockets.insert(id, stream.try_clone().ok()?);
+        Some(Self {
+            shared: Arc::clone(shared),
+            id,
+        })
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.shared.sockets.lock().remove(&self.id);
+    }
+}
+
+/// A place among those that have not proved themselves.
+struct Pending(Arc<Shared>);
+
+impl Pending {
+    fn enter(shared: &Arc<Shared>) -> Option<Self> {
+        let waiting = shared.pending.fetch_add(1, Ordering::Relaxed);
+        let place = Self(Arc::clone(shared));
+        (waiting < MAX_PENDING).then_some(place)
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.pending.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn serve(
+    shared: &Arc<Shared>,
+    id: u64,
+    stream: &TcpStream,
+    pending: Pending,
+) -> Result<(), FrameError> {
+    let deadline = Instant::now() + shared.cfg.auth_timeout;
+    // Entered the register before this check: either it sees the stop or the stop sees the socket.
+    if shared.is_stopping() {
+        return Ok(());
+    }
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(shared.cfg.progress_timeout))?;
+    let proved = prove(shared, id, stream, deadline);
+    drop(pending);
+    match proved {
+        Ok(Proved::Control(token, session)) => serve_control(shared, stream, token, &session),
+        Ok(Proved::Data(number, session)) => {
+            serve_data(shared, stream, number, &session);
+            Ok(())
+        }
+        Err(error) => {
+            shared.counters.turned_away();
+            Err(error)
+        }
+    }
+}
+
+enum Proved {
+    Control([u8; 16], Arc<Session>),
+    Data(u16, Arc<Session>),
+}
+
+fn prove(
+    shared: &Arc<Shared>,
+    id: u64,
+    stream: &TcpStream,
+    deadline: Instant,
+) -> Result<Proved, FrameError> {
+    let mut preface = [0; PREFACE_LEN];
+    read_by(stream, &mut preface, deadline)?;
+    match decode_preface(&preface)?.role {
+        Role::Control => authenticate(shared, id, stream, deadline),
+        Role::Data => attach(shared, stream, deadline),
+    }
+}
+
+fn authenticate(
+    shared: &Arc<Shared>,
+    id: u64,
+    stream: &TcpStream,
+    deadline: Instant,
+) -> Result<Proved, FrameError> {
+    let terms = &shared.terms;
+    let token = random().map_err(io::Error::other)?;
+    let max_streams = u16::try_from(terms.max_streams).unwrap_or(u16::MAX);
+    let nonce = random().map_err(io::Error::other)?;
+    let ours = hello(terms.boot_id, terms.fingerprint, nonce, max_streams);
+    let challenge = random().map_err(io::Error::other)?;
+    let mut handshake = ProducerHandshake::new(ours, challenge, token);
+    loop {
+        let (_, message) = read_frame(stream, MAX_BODY_BEFORE_AUTH, deadline)?;
+        match handshake.on_message(&terms.secret, &message) {
+            Answer::Continue(messages) => {
+                messages
+                    .iter()
+                    .try_for_each(|message| write_frame(stream, 0, message))?;
+            }
+            Answer::Refuse(code) => {
+                shared.counters.rejected(code);
+                write_frame(stream, 0, &Message::GoAway { code })?;
+                return Err(io::Error::other(code.name()).into());
+            }
+            Answer::Welcome(welcome, _) => {
+                let session = Arc::new(Session {
+                    control: Mutex::new(Control::new(SessionId(id), Arc::clone(terms))),
+                    changed: Condvar::new(),
+                    writer: Mutex::new(stream.try_clone()?),
+                });
+                // Known before the consumer learns the token, so that no data connection comes too early.
+                shared.sessions.lock().insert(token, Arc::clone(&session));
+                let proved = Proved::Control(token, Arc::clone(&session));
+                write_frame(stream, 0, &welcome).inspect_err(|_| {
+                    shared.sessions.lock().remove(&token);
+                })?;
+                return Ok(proved);
+            }
+        }
+    }
+}
+
+fn attach(shared: &Shared, stream: &TcpStream, deadline: Instant) -> Result<Proved, FrameError> {
+    let (_, message) = read_frame(stream, MAX_BODY_BEFORE_AUTH, deadline)?;
+    let Message::Attach { conn } = message else {
+        return Err(io::Error::other("data connection without attach").into());
+    };
+    let session = shared.sessions.lock().get(&conn).cloned();
+    let attached = session.ok_or(RejectCode::Unauthorized).and_then(|session| {
+        let number = session.control.lock().attach().ok_or(RejectCode::Busy)?;
+        Ok((number, session))
+    });
+    let (number, session) = match attached {
+        Ok(attached) => attached,
+        Err(code) => {
+            shared.counters.rejected(code);
+            write_frame(stream, 0, &Message::GoAway { code })?;
+            return Err(io::Error::other(code.name()).into());
+        }
+    };
+    match write_frame(stream, number, &Message::Attached { stream: number }) {
+        Ok(()) => Ok(Proved::Data(number, session)),
+        Err(error) => {
+            session
+                .control
+                .lock()
+                .detach(number, &mut shared.leases.lock());
+            Err(error.into())
+        }
+    }
+}
+
+fn serve_control(
+    shared: &Shared,
+    stream: &TcpStream,
+    token: [u8; 16],
+    session: &Session,
+) -> Result<(), FrameError> {
+    if shared.is_draining.load(Ordering::SeqCst) {
+        session.announce_drain();
+    }
+    let ended = converse(shared, stream, session);
+    shared.sessions.lock().remove(&token);
+    session.control.lock().end(&mut shared.leases.lock());
+    session.changed.notify_all();
+    ended
+}
+
+/// Answers messages until the connection ends, one way or another.
+fn converse(shared: &Shared, stream: &TcpStream, session: &Session) -> Result<(), FrameError> {
+    loop {
+        let deadline = Instant::now() + shared.cfg.idle_timeout;
+        let (of, message) = read_frame(stream, MAX_BODY, deadline)?;
+        count_message(shared, &message);
+        let may_end_lease = matches!(message, Message::Done { .. } | Message::Release { .. });
+        let answer = {
+            let mut control = session.control.lock();
+            let mut leases = shared.leases.lock();
+            control.on_message((of, message), &mut leases, Instant::now())?
+        };
+        session.changed.notify_all();
+        if may_end_lease {
+            shared.leases_changed.notify_all();
+        }
+        if let Some(answer) = answer {
+            count_answer(shared, &answer);
+            session.say(of, &answer);
+        }
+    }
+}
+
+fn count_message(shared: &Shared, message: &Message) {
+    match message {
+        Message::Heartbeat { .. } => shared.counters.heartbeat(),
+        Message::Nack { .. } => shared.counters.crc_error(),
+        Message::Done { .. } => shared.counters.transferred(),
+        _ => {}
+    }
+}
+
+fn count_answer(shared: &Shared, answer: &Message) {
+    if let Message::Reject { code, .. } = answer {
+        shared.counters.rejected(*code);
+    }
+}
+
+/// Sends chunks until the session or the connection ends.
+fn serve_data(shared: &Shared, stream: &TcpStream, number: u16, session: &Session) {
+    let mut scratch = Vec::new();
+    loop {
+        match next_work(shared, stream, number, session) {
+            Work::Send(chunk) => {
+                let sent = send(shared, stream, &chunk, &mut scratch);
+                if sent.is_err() {
+                    break;
+                }
+            }
+            Work::Say(message) => {
+                count_answer(shared, &message);
+                session.say(number, &message);
+            }
+            Work::Idle => {}
+            Work::Close => break,
+        }
+    }
+    session
+        .control
+        .lock()
+        .detach(number, &mut shared.leases.lock());
+}
+
+/// Waits for something to do, a while at most.
+fn next_work(shared: &Shared, stream: &TcpStream, number: u16, session: &Session) -> Work<Stored> {
+    let mut control = session.control.lock();
+    if shared.is_stopping() {
+        return Work::Close;
+    }
+    let work = control.work(number, &mut shared.leases.lock(), Instant::now());
+    if !matches!(work, Work::Idle) {
+        return work;
+    }
+    if is_closed(stream) {
+        return Work::Close;
+    }
+    session.changed.wait_for(&mut control, IDLE_CHECK);
+    Work::Idle
+}
+
+fn send(
+    shared: &Shared,
+    stream: &TcpStream,
+    chunk: &Chunk<Stored>,
+    scratch: &mut Vec<u8>,
+) -> io::Result<()> {
+    let data = &chunk.leased.bytes.data;
+    let payload = gather(data, chunk, scratch);
+    let header = ChunkHeader {
+        xfer: chunk.xfer,
+        chunk: chunk.chunk,
+        len: u32::try_from(payload.len()).unwrap_or(u32::MAX),
+        offset: chunk.range.start as u64,
+        crc: crc32c::crc32c(payload),
+    };
+    let deadline = Instant::now() + shared.cfg.progress_timeout * CHUNK_PATIENCE;
+    write_both_by(stream, (&header.encode(), payload), deadline)?;
+    shared.counters.sent(payload.len());
+    Ok(())
+}
+
+/// The chunk's bytes: where they lie if they lie together, else copied together.
+fn gather<'a>(data: &'a [u8], chunk: &Chunk<Stored>, scratch: &'a mut Vec<u8>) -> &'a [u8] {
+    let mut pieces = chunk.window.pieces(chunk.range.clone());
+    match (pieces.next(), pieces.next()) {
+        (Some(only), None) => &data[only],
+        (first, second) => {
+            scratch.clear();
+            for piece in first.into_iter().chain(second).chain(pieces) {
+                scratch.extend_from_slice(&data[piece]);
+            }
+            scratch
+        }
+    }
+}

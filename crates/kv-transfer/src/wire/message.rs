@@ -1,0 +1,421 @@
+//! The control messages, and their bodies' bytes.
+
+use super::{Cursor, WireError};
+use crate::RejectCode;
+
+/// How a side introduces itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Random per process, so that a restarted peer is not taken for its former self.
+    pub boot_id: u64,
+    /// [`fingerprint`](crate::fingerprint) of the layout; must be equal on both sides.
+    pub fingerprint: u64,
+    /// Fresh per connection; enters the proofs of both sides.
+    pub nonce: [u8; 16],
+    /// Longest chunk that the side takes or sends, in bytes.
+    pub max_chunk: u32,
+    /// Data connections that the side wants or allows.
+    pub streams: u16,
+    /// Bit set of optional abilities; none is defined yet.
+    pub features: u16,
+}
+
+/// Asks for blocks of a lease.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Open {
+    /// Number that the receiver gives the transfer, unique on its control connection.
+    pub xfer: u32,
+    /// Which lease.
+    pub lease: u64,
+    /// Proof of the right to it.
+    pub token: [u8; 32],
+    /// First block, counted from the first of the lease.
+    pub first_block: u32,
+    /// Blocks wanted.
+    pub n_blocks: u32,
+    /// Bytes that may be sent before more are granted.
+    pub credit: u64,
+    /// Bit `i % 8` of byte `i / 8` asks for chunk `i`; empty asks for all of them.
+    pub want: Vec<u8>,
+}
+
+impl std::fmt::Debug for Open {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("Open");
+        shown.field("xfer", &self.xfer).field("lease", &self.lease);
+        shown
+            .field("first_block", &self.first_block)
+            .field("n_blocks", &self.n_blocks);
+        shown.finish_non_exhaustive()
+    }
+}
+
+/// One message on a control connection (the two `Attach` ones: on a data connection).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Both ways, first.
+    Hello(Hello),
+    /// Producer to consumer: prove that you know the pool's secret.
+    Challenge {
+        /// Fresh per connection.
+        nonce: [u8; 32],
+    },
+    /// Consumer to producer: the proof.
+    Auth {
+        /// Authentication code over both hellos and the challenge.
+        mac: [u8; 32],
+    },
+    /// Producer to consumer: you are in, and here is my own proof.
+    Welcome {
+        /// Authentication code over the same, under another label.
+        mac: [u8; 32],
+        /// Ties data connections to this control connection.
+        conn: [u8; 16],
+    },
+    /// Consumer to producer, on a data connection: belongs to that control connection.
+    Attach {
+        /// What `Welcome` said.
+        conn: [u8; 16],
+    },
+    /// Producer to consumer, on a data connection: its number from now on.
+    Attached {
+        /// From 1.
+        stream: u16,
+    },
+    /// Consumer to producer: send these blocks on the data connection that the frame names.
+    Open(Open),
+    /// Producer to consumer: chunks will come.
+    Accept {
+        /// Which transfer.
+        xfer: u32,
+        /// Longest chunk; only the last one of a layer is shorter.
+        chunk_bytes: u32,
+        /// Chunks of the whole transfer, wanted or not.
+        total_chunks: u32,
+        /// Bytes of the whole transfer.
+        total_bytes: u64,
+    },
+    /// Producer to consumer: no, or no longer.
+    Reject {
+        /// Which transfer.
+        xfer: u32,
+        /// Why.
+        code: RejectCode,
+    },
+    /// Consumer to producer: more may be sent.
+    Credit {
+        /// Which transfer.
+        xfer: u32,
+        /// Bytes of payload, on top of what was granted before.
+        bytes: u64,
+    },
+    /// Consumer to producer: stop.
+    Cancel {
+        /// Which transfer.
+        xfer: u32,
+    },
+    /// Producer to consumer: the last byte of the transfer has been written.
+    Cancelled {
+        /// Which transfer.
+        xfer: u32,
+    },
+    /// Consumer to producer: this chunk came damaged, send it again.
+    Nack {
+        /// Which transfer.
+        xfer: u32,
+        /// Which chunk.
+        chunk: u32,
+    },
+    /// Consumer to producer: everything is here and verified; the lease is consumed.
+    Done {
+        /// Which transfer.
+        xfer: u32,
+    },
+    /// Consumer to producer: the lease is not needed any more.
+    Release {
+        /// Which lease.
+        lease: u64,
+    },
+    /// Producer to consumer: the lease is no more.
+    Released {
+        /// Which lease.
+        lease: u64,
+    },
+    /// Consumer to producer: these leases are still wanted.
+    Heartbeat {
+        /// Which leases.
+        leases: Vec<u64>,
+    },
+    /// Producer to consumer: how long each lease lives from now on.
+    HeartbeatAck {
+        /// Lease and milliseconds; 0 for one that is gone.
+        remaining_ms: Vec<(u64, u32)>,
+    },
+    /// Either way: are you there?
+    Ping {
+        /// Comes back in the answer.
+        id: u64,
+    },
+    /// Either way: I am.
+    Pong {
+        /// What `Ping` said.
+        id: u64,
+    },
+    /// Either way: the connection will not be used for anything new, or ends now.
+    GoAway {
+        /// Why.
+        code: RejectCode,
+    },
+    /// A kind that a later version may define; ignored.
+    Unknown {
+        /// The kind.
+        kind: u8,
+    },
+}
+
+impl Message {
+    pub(super) fn kind(&self) -> u8 {
+        match self {
+            Self::Hello(_) => 1,
+            Self::Challenge { .. } => 2,
+            Self::Auth { .. } => 3,
+            Self::Welcome { .. } => 4,
+            Self::Attach { .. } => 5,
+            Self::Attached { .. } => 6,
+            Self::Open(_) => 7,
+            Self::Accept { .. } => 8,
+            Self::Reject { .. } => 9,
+            Self::Credit { .. } => 10,
+            // 11 is LAYER_READY: layers published while their prefill still runs.
+            Self::Cancel { .. } => 12,
+            Self::Cancelled { .. } => 13,
+            Self::Nack { .. } => 14,
+            Self::Done { .. } => 15,
+            Self::Released { .. } => 16,
+            Self::Heartbeat { .. } => 17,
+            Self::HeartbeatAck { .. } => 18,
+            Self::Release { .. } => 19,
+            Self::Ping { .. } => 20,
+            Self::Pong { .. } => 21,
+            Self::GoAway { .. } => 22,
+            Self::Unknown { kind } => *kind,
+        }
+    }
+
+    /// The message's name, for errors.
+    pub(crate) fn name(&self) -> &'static str {
+        NAMES
+            .get(usize::from(self.kind()))
+            .copied()
+            .unwrap_or("of an unknown kind")
+    }
+
+    pub(super) fn encode_body(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Hello(hello) => hello.encode_body(out),
+            Self::Open(open) => open.encode_body(out),
+            Self::Challenge { nonce: proof } | Self::Auth { mac: proof } => out.extend(proof),
+            Self::Welcome { mac, conn } => {
+                out.extend(mac);
+                out.extend(conn);
+            }
+            Self::Attach { conn } => out.extend(conn),
+            Self::Attached { stream } => out.extend(stream.to_le_bytes()),
+            Self::Accept {
+                xfer,
+                chunk_bytes,
+                total_chunks,
+                total_bytes,
+            } => {
+                out.extend(
+                    [xfer, chunk_bytes, total_chunks]
+                        .iter()
+                        .flat_map(|n| n.to_le_bytes()),
+                );
+                out.extend(total_bytes.to_le_bytes());
+            }
+            Self::Reject { xfer, code } => {
+                out.extend(xfer.to_le_bytes());
+                out.extend(code.to_wire().to_le_bytes());
+            }
+            Self::Credit { xfer, bytes } => {
+                out.extend(xfer.to_le_bytes());
+                out.extend(bytes.to_le_bytes());
+            }
+            Self::Cancel { xfer } | Self::Cancelled { xfer } | Self::Done { xfer } => {
+                out.extend(xfer.to_le_bytes());
+            }
+            Self::Nack { xfer, chunk } => {
+                out.extend([xfer, chunk].iter().flat_map(|n| n.to_le_bytes()));
+            }
+            Self::Release { lease: n }
+            | Self::Released { lease: n }
+            | Self::Ping { id: n }
+            | Self::Pong { id: n } => out.extend(n.to_le_bytes()),
+            Self::Heartbeat { leases } => {
+                put_count(leases.len(), out);
+                out.extend(leases.iter().flat_map(|n| n.to_le_bytes()));
+            }
+            Self::HeartbeatAck { remaining_ms } => {
+                put_count(remaining_ms.len(), out);
+                for (lease, ms) in remaining_ms {
+                    out.extend(lease.to_le_bytes());
+                    out.extend(ms.to_le_bytes());
+                }
+            }
+            Self::GoAway { code } => out.extend(code.to_wire().to_le_bytes()),
+            Self::Unknown { .. } => {}
+        }
+    }
+}
+
+/// Names by kind.
+const NAMES: [&str; 23] = [
+    "0",
+    "HELLO",
+    "CHALLENGE",
+    "AUTH",
+    "WELCOME",
+    "ATTACH",
+    "ATTACHED",
+    "OPEN",
+    "ACCEPT",
+    "REJECT",
+    "CREDIT",
+    "LAYER_READY",
+    "CANCEL",
+    "CANCELLED",
+    "NACK",
+    "DONE",
+    "RELEASED",
+    "HB",
+    "HB_ACK",
+    "RELEASE",
+    "PING",
+    "PONG",
+    "GOAWAY",
+];
+
+impl Hello {
+    pub(crate) fn encode_body(&self, out: &mut Vec<u8>) {
+        out.extend(self.boot_id.to_le_bytes());
+        out.extend(self.fingerprint.to_le_bytes());
+        out.extend(self.nonce);
+        out.extend(self.max_chunk.to_le_bytes());
+        out.extend(self.streams.to_le_bytes());
+        out.extend(self.features.to_le_bytes());
+    }
+
+    fn decode(c: &mut Cursor<'_>) -> Result<Self, WireError> {
+        Ok(Self {
+            boot_id: c.u64()?,
+            fingerprint: c.u64()?,
+            nonce: c.array()?,
+            max_chunk: c.u32()?,
+            streams: c.u16()?,
+            features: c.u16()?,
+        })
+    }
+}
+
+impl Open {
+    fn encode_body(&self, out: &mut Vec<u8>) {
+        out.extend(self.xfer.to_le_bytes());
+        out.extend(self.lease.to_le_bytes());
+        out.extend(self.token);
+        out.extend(self.first_block.to_le_bytes());
+        out.extend(self.n_blocks.to_le_bytes());
+        out.extend(self.credit.to_le_bytes());
+        put_count(self.want.len(), out);
+        out.extend(&self.want);
+    }
+
+    fn decode(c: &mut Cursor<'_>) -> Result<Self, WireError> {
+        Ok(Self {
+            xfer: c.u32()?,
+            lease: c.u64()?,
+            token: c.array()?,
+            first_block: c.u32()?,
+            n_blocks: c.u32()?,
+            credit: c.u64()?,
+            want: c.bytes()?.to_vec(),
+        })
+    }
+}
+
+fn put_count(n: usize, out: &mut Vec<u8>) {
+    out.extend(u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes());
+}
+
+/// Reads the body of a control frame of the given kind.
+///
+/// # Errors
+/// When the body is not exactly as long as its kind demands. An unknown kind is no error.
+pub fn decode_message(kind: u8, body: &[u8]) -> Result<Message, WireError> {
+    let what = NAMES.get(usize::from(kind)).copied().unwrap_or("message");
+    let mut c = Cursor::new(what, body);
+    let message = match kind {
+        1 => Message::Hello(Hello::decode(&mut c)?),
+        2 => Message::Challenge { nonce: c.array()? },
+        3 => Message::Auth { mac: c.array()? },
+        4 => Message::Welcome {
+            mac: c.array()?,
+            conn: c.array()?,
+        },
+        5 => Message::Attach { conn: c.array()? },
+        6 => Message::Attached { stream: c.u16()? },
+        7 => Message::Open(Open::decode(&mut c)?),
+        8 => Message::Accept {
+            xfer: c.u32()?,
+            chunk_bytes: c.u32()?,
+            total_chunks: c.u32()?,
+            total_bytes: c.u64()?,
+        },
+        9 => Message::Reject {
+            xfer: c.u32()?,
+            code: RejectCode::from_wire(c.u16()?),
+        },
+        10 => Message::Credit {
+            xfer: c.u32()?,
+            bytes: c.u64()?,
+        },
+        12 => Message::Cancel { xfer: c.u32()? },
+        13 => Message::Cancelled { xfer: c.u32()? },
+        14 => Message::Nack {
+            xfer: c.u32()?,
+            chunk: c.u32()?,
+        },
+        15 => Message::Done { xfer: c.u32()? },
+        16 => Message::Released { lease: c.u64()? },
+        17 => Message::Heartbeat {
+            leases: leases(&mut c)?,
+        },
+        18 => Message::HeartbeatAck {
+            remaining_ms: remaining(&mut c)?,
+        },
+        19 => Message::Release { lease: c.u64()? },
+        20 => Message::Ping { id: c.u64()? },
+        21 => Message::Pong { id: c.u64()? },
+        22 => Message::GoAway {
+            code: RejectCode::from_wire(c.u16()?),
+        },
+        kind => return Ok(Message::Unknown { kind }),
+    };
+    c.end()?;
+    Ok(message)
+}
+
+fn leases(c: &mut Cursor<'_>) -> Result<Vec<u64>, WireError> {
+    Ok(c.list()?.iter().copied().map(u64::from_le_bytes).collect())
+}
+
+fn remaining(c: &mut Cursor<'_>) -> Result<Vec<(u64, u32)>, WireError> {
+    let entry = |e: &[u8; 12]| {
+        let [l0, l1, l2, l3, l4, l5, l6, l7, m0, m1, m2, m3] = *e;
+        (
+            u64::from_le_bytes([l0, l1, l2, l3, l4, l5, l6, l7]),
+            u32::from_le_bytes([m0, m1, m2, m3]),
+        )
+    };
+    Ok(c.list()?.iter().map(entry).collect())
+}

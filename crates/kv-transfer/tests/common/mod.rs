@@ -1,0 +1,213 @@
+//! What the socket tests share: a small layout, a server, a client, and a proxy between them that understands
+//! chunks and can spoil them.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use baton_kv::{BlockId, DType, KvLayout, KvTransferParams};
+use baton_kv_transfer::wire::{
+    CHUNK_HEADER_LEN, ChunkHeader, FRAME_HEADER_LEN, MAX_BODY, PREFACE_LEN, Role,
+    decode_chunk_header, decode_frame_header, decode_preface,
+};
+use baton_kv_transfer::{
+    Export, Held, KvClient, KvClientConfig, KvServer, KvServerConfig, PullGuard, Pulled, Secret,
+    TransferError,
+};
+
+/// Long enough for any machine; no test waits for it unless it fails.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) fn layout() -> KvLayout {
+    KvLayout {
+        n_layers: 4,
+        n_kv_heads: 2,
+        head_dim: 16,
+        block_size: 4,
+        dtype: DType::F32,
+        model_fingerprint: 7,
+    }
+}
+
+pub(crate) fn secret() -> Secret {
+    Secret::new(b"a secret that only tests know").unwrap()
+}
+
+pub(crate) fn server_config() -> KvServerConfig {
+    let mut cfg = KvServerConfig::new("127.0.0.1:0".parse().unwrap(), secret(), layout());
+    cfg.chunk_bytes = 1000;
+    cfg
+}
+
+pub(crate) fn client_config() -> KvClientConfig {
+    KvClientConfig::new(secret(), layout(), 64 << 20)
+}
+
+pub(crate) fn bytes(n_blocks: u32, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let len = n_blocks as usize * layout().block_bytes();
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+pub(crate) fn export(n_blocks: u32, seed: u64) -> Export {
+    Export {
+        blocks: (0..n_blocks).map(BlockId).collect(),
+        n_tokens: n_blocks * layout().block_size - 1,
+        data: bytes(n_blocks, seed),
+    }
+}
+
+/// What a pull of `blocks` out of `data` must bring, by the definition of the canonical order.
+pub(crate) fn select(data: &[u8], blocks: Range<u32>) -> Vec<u8> {
+    let layout = layout();
+    let cell = layout.head_block_bytes();
+    let row = data.len() / (layout.n_layers * layout.n_kv_heads) as usize;
+    let cells = blocks.start as usize * cell..blocks.end as usize * cell;
+    data.chunks(row)
+        .flat_map(|r| r[cells.clone()].to_vec())
+        .collect()
+}
+
+pub(crate) type Outcome = Result<Pulled, TransferError>;
+
+pub(crate) fn start_pull(
+    client: &KvClient,
+    held: &Held,
+    blocks: Range<u32>,
+) -> (PullGuard, Receiver<Outcome>) {
+    let (tx, rx) = channel();
+    let done = Box::new(move |result| drop(tx.send(result)));
+    (
+        client.pull(held, blocks.start, blocks.end - blocks.start, done),
+        rx,
+    )
+}
+
+pub(crate) fn pull(client: &KvClient, held: &Held, blocks: Range<u32>) -> Outcome {
+    let (_guard, rx) = start_pull(client, held, blocks);
+    rx.recv_timeout(PATIENCE).expect("a pull always calls back")
+}
+
+/// Holds, and pulls everything.
+pub(crate) fn fetch(client: &KvClient, params: &KvTransferParams) -> Outcome {
+    let held = client.hold(params)?;
+    let all = 0..held.n_blocks();
+    pull(client, &held, all)
+}
+
+/// Waits until `condition` holds.
+pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+pub(crate) fn start(cfg: KvServerConfig) -> KvServer {
+    KvServer::start(cfg).unwrap()
+}
+
+/// What becomes of a chunk on its way.
+pub(crate) enum Fate {
+    /// These bytes go on.
+    Forward(Vec<u8>),
+    /// Nothing goes on any more, and nothing ends.
+    Stall,
+    /// The connection ends.
+    Cut,
+}
+
+pub(crate) type Tamper = Box<dyn FnMut(&ChunkHeader, Vec<u8>) -> Fate + Send>;
+
+/// Forwards connections to a server; the chunks of data connections pass through `tamper`.
+pub(crate) struct Proxy {
+    pub(crate) addr: SocketAddr,
+}
+
+impl Proxy {
+    /// Its threads end with the connections that they serve, or with the test.
+    pub(crate) fn start(target: SocketAddr, tamper: Tamper) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let tamper = Arc::new(Mutex::new(tamper));
+        thread::spawn(move || {
+            for down in listener.incoming() {
+                let (down, tamper) = (down.unwrap(), Arc::clone(&tamper));
+                thread::spawn(move || relay(down, target, &tamper));
+            }
+        });
+        Self { addr }
+    }
+
+    /// The same lease, to be fetched through the proxy.
+    pub(crate) fn divert(&self, params: &KvTransferParams) -> KvTransferParams {
+        KvTransferParams {
+            remote_port: self.addr.port(),
+            ..params.clone()
+        }
+    }
+}
+
+fn relay(mut down: TcpStream, target: SocketAddr, tamper: &Arc<Mutex<Tamper>>) {
+    let mut preface = [0; PREFACE_LEN];
+    let Ok(()) = down.read_exact(&mut preface) else {
+        return;
+    };
+    let Ok(mut up) = TcpStream::connect(target) else {
+        return;
+    };
+    up.write_all(&preface).unwrap();
+    let (mut from_down, mut to_up) = (down.try_clone().unwrap(), up.try_clone().unwrap());
+    thread::spawn(move || {
+        let _ = std::io::copy(&mut from_down, &mut to_up);
+        let _ = to_up.shutdown(Shutdown::Both);
+    });
+    match decode_preface(&preface).map(|p| p.role) {
+        Ok(Role::Data) => drop(relay_chunks(&mut up, &mut down, tamper)),
+        _ => drop(std::io::copy(&mut up, &mut down)),
+    }
+    let _ = down.shutdown(Shutdown::Both);
+    let _ = up.shutdown(Shutdown::Both);
+}
+
+fn relay_chunks(
+    up: &mut TcpStream,
+    down: &mut TcpStream,
+    tamper: &Mutex<Tamper>,
+) -> std::io::Result<()> {
+    let mut attached = [0; FRAME_HEADER_LEN];
+    up.read_exact(&mut attached)?;
+    let mut body = vec![0; decode_frame_header(&attached, MAX_BODY).unwrap().len as usize];
+    up.read_exact(&mut body)?;
+    down.write_all(&[&attached[..], &body].concat())?;
+    loop {
+        let mut wire = vec![0; CHUNK_HEADER_LEN];
+        up.read_exact(&mut wire)?;
+        let header = decode_chunk_header(&wire).unwrap();
+        wire.resize(CHUNK_HEADER_LEN + header.len as usize, 0);
+        up.read_exact(&mut wire[CHUNK_HEADER_LEN..])?;
+        let fate = tamper.lock().unwrap()(&header, wire);
+        match fate {
+            Fate::Forward(wire) => down.write_all(&wire)?,
+            Fate::Cut => return Ok(()),
+            Fate::Stall => {
+                // Until the consumer has had enough.
+                let _ = down.read(&mut [0]);
+                return Ok(());
+            }
+        }
+    }
+}
