@@ -1,7 +1,7 @@
 //! The plugin's table of functions: checked once when the plugin is loaded, then called through.
 //!
 //! Not aware of any function's meaning. Invariant: a function that lies beyond the end of the plugin's table, or is
-//! null there, is never called; the library is never unloaded, so the table's functions stay valid.
+//! null there, is never called; functions to read errors and to wait for work are always there; the library is never unloaded, so the table's functions stay valid.
 
 use crate::sys::{self, Call};
 use crate::{Code, Error, MIN_MINOR, Result};
@@ -101,16 +101,19 @@ impl Api {
         version: (i32, i32),
         extension_start: *const sys::ExtensionBase,
     ) -> Result<Self> {
-        let error_slot = |slot: usize, name| {
+        let required = |slot: usize, name| {
             slots
                 .get(slot)
                 .copied()
                 .flatten()
                 .ok_or(Error::Unsupported(name))
         };
-        let destroy = error_slot(sys::ERROR_DESTROY_SLOT, "PJRT_Error_Destroy")?;
-        let message = error_slot(sys::ERROR_MESSAGE_SLOT, "PJRT_Error_Message")?;
-        let get_code = error_slot(sys::ERROR_GET_CODE_SLOT, "PJRT_Error_GetCode")?;
+        let destroy = required(sys::ERROR_DESTROY_SLOT, "PJRT_Error_Destroy")?;
+        let message = required(sys::ERROR_MESSAGE_SLOT, "PJRT_Error_Message")?;
+        let get_code = required(sys::ERROR_GET_CODE_SLOT, "PJRT_Error_GetCode")?;
+        // Work that was begun must be waited for: to learn then that one cannot would be too late.
+        required(sys::EventAwait::SLOT, sys::EventAwait::NAME)?;
+        required(sys::EventOnReady::SLOT, sys::EventOnReady::NAME)?;
         Ok(Self {
             slots: slots.into(),
             version,

@@ -172,3 +172,66 @@ impl Future for Completion {
         Pin::new(&mut self.0).poll(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Table, client, live_errors, table, table_without_callbacks};
+    use crate::{Client, Error};
+    use std::sync::mpsc;
+    use std::task::Waker;
+
+    fn event(table: &Table) -> (Client, Event) {
+        let client = client(table);
+        // SAFETY: the made-up plugin never looks at its events.
+        let event = unsafe { Event::from_raw(std::ptr::null_mut(), "PJRT_Begin", client.handle()) };
+        (client, event)
+    }
+
+    fn poll(event: Event) -> Poll<Result<()>> {
+        let mut future = event.into_future();
+        Pin::new(&mut future).poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn work_that_fails_later_is_reported_under_the_call_that_began_it() {
+        let (_client, event) = event(&table());
+        let text = "PJRT_Begin: data loss: chip lost";
+        assert_eq!(event.wait().unwrap_err().to_string(), text);
+        let (sender, outcome) = mpsc::channel();
+        event
+            .on_ready(move |result| sender.send(result).unwrap())
+            .unwrap();
+        assert_eq!(outcome.recv().unwrap().unwrap_err().to_string(), text);
+        let Poll::Ready(Err(error)) = poll(event) else {
+            panic!("the work is done")
+        };
+        assert_eq!(error.to_string(), text);
+        assert_eq!(live_errors(), 0);
+    }
+
+    #[test]
+    fn a_refused_callback_is_dropped_and_its_future_fails() {
+        let (_client, event) = event(&table_without_callbacks());
+        let (sender, outcome) = mpsc::channel::<Result<()>>();
+        let error = event
+            .on_ready(move |result| sender.send(result).unwrap())
+            .unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::Call {
+                    call: "PJRT_Event_OnReady",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert!(outcome.recv().is_err());
+        let Poll::Ready(Err(error)) = poll(event) else {
+            panic!("nothing will wake it")
+        };
+        assert!(error.to_string().contains("no callbacks"), "{error}");
+        assert_eq!(live_errors(), 0);
+    }
+}

@@ -175,20 +175,19 @@ impl Executable {
         })
     }
 
-    /// A text that is equal for equal programs compiled alike.
+    /// Bytes, often text, that are equal for equal programs compiled alike.
     ///
     /// # Errors
     /// The platform has no such thing.
-    pub fn fingerprint(&self) -> Result<String> {
+    pub fn fingerprint(&self) -> Result<Vec<u8>> {
         let mut args = sys::ExecutableFingerprint {
             executable: self.raw,
             ..sys::ExecutableFingerprint::new()
         };
         // SAFETY: the executable is alive while `self` is.
         unsafe { self.api().call(&mut args) }?;
-        // SAFETY: the text lives as long as the executable. (Some platforms give bytes that are no text; these
-        // become U+FFFD.)
-        Ok(unsafe { string(args.fingerprint, args.fingerprint_size) })
+        // SAFETY: the bytes live as long as the executable.
+        Ok(unsafe { slice(args.fingerprint.cast(), args.fingerprint_size) }.to_vec())
     }
 
     /// The program as bytes, for [`Client::deserialize`](crate::Client::deserialize) on the same platform and version.

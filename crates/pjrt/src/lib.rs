@@ -41,6 +41,8 @@ mod event;
 mod executable;
 mod execute;
 mod extension;
+#[cfg(test)]
+mod fake;
 mod host_memory;
 mod options;
 mod plugin;

@@ -114,6 +114,23 @@ fn two_vectors_are_added() {
 }
 
 #[test]
+fn a_program_may_take_nothing_and_give_several_arrays() {
+    let (client, _devices) = client(1);
+    let constants = compile(
+        &client,
+        "func.func public @main() -> (tensor<2xi32>, tensor<f32>) {
+           %a = stablehlo.constant dense<[3, 4]> : tensor<2xi32>
+           %b = stablehlo.constant dense<0.5> : tensor<f32>
+           return %a, %b : tensor<2xi32>, tensor<f32>
+         }",
+    );
+    let outputs = constants.execute([]).unwrap();
+    assert_eq!(outputs.len(), 2);
+    assert_eq!(outputs[0].to_vec::<i32>().unwrap(), [3, 4]);
+    assert_eq!(outputs[1].to_vec::<f32>().unwrap(), [0.5]);
+}
+
+#[test]
 fn handles_may_be_dropped_in_any_order() {
     let (client, devices) = client(1);
     let add = compile(&client, ADD);
