@@ -1,0 +1,286 @@
+//! Which server probably holds which prefix: chained block hashes, and for each the servers that were sent it.
+//!
+//! It remembers what was sent, not what is cached; each server's memory here is bounded and forgets the least recently
+//! used, as the server's own cache does. Every holder is a node in two structures at once: the short list of a hash's
+//! holders, and its server's list in order of use.
+
+use crate::{BlockHash, EndpointId};
+use rustc_hash::FxHashMap;
+
+/// No node.
+const NONE: u32 = u32::MAX;
+
+/// The approximate prefix index.
+#[derive(Debug)]
+pub struct PrefixIndex {
+    per_server: usize,
+    holders: FxHashMap<BlockHash, Vec<Holder>>,
+    servers: FxHashMap<EndpointId, Recency>,
+    nodes: Vec<Node>,
+    free: Vec<u32>,
+}
+
+/// One server's copy of a block.
+#[derive(Clone, Copy, Debug)]
+struct Holder {
+    server: EndpointId,
+    node: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    hash: BlockHash,
+    newer: u32,
+    older: u32,
+}
+
+/// The ends of a server's list.
+#[derive(Clone, Copy, Debug)]
+struct Recency {
+    newest: u32,
+    oldest: u32,
+    len: usize,
+}
+
+impl PrefixIndex {
+    /// An empty index that remembers at most `per_server` blocks of each server.
+    #[must_use]
+    pub fn new(per_server: usize) -> Self {
+        Self {
+            per_server,
+            holders: FxHashMap::default(),
+            servers: FxHashMap::default(),
+            nodes: Vec::new(),
+            free: Vec::new(),
+        }
+    }
+
+    /// Counts, for every server of `servers` (in ascending order), how many of the leading `blocks` it holds without a
+    /// gap. `counts` gets one entry a server, in the same order. Looks at one block more than the longest match.
+    pub fn matches(&self, blocks: &[BlockHash], servers: &[EndpointId], counts: &mut Vec<usize>) {
+        counts.clear();
+        counts.resize(servers.len(), 0);
+        for (depth, block) in blocks.iter().enumerate() {
+            let Some(holders) = self.holders.get(block) else {
+                return;
+            };
+            let mut somebody = false;
+            for holder in holders {
+                if let Ok(i) = servers.binary_search(&holder.server)
+                    && counts[i] == depth
+                {
+                    counts[i] = depth + 1;
+                    somebody = true;
+                }
+            }
+            if !somebody {
+                return;
+            }
+        }
+    }
+
+    /// Notes that `server` was sent a prompt of `blocks`.
+    pub fn insert(&mut self, server: EndpointId, blocks: &[BlockHash]) {
+        // Last block first, so that a prefix is younger than what builds on it: the tail is forgotten before the root.
+        for &hash in blocks.iter().take(self.per_server).rev() {
+            match self.find(server, hash) {
+                Some(node) => {
+                    self.unlink(server, node);
+                    self.link_newest(server, node);
+                }
+                None => self.add(server, hash),
+            }
+        }
+    }
+
+    /// Forgets `server`: it is gone, or came back without its cache.
+    pub fn forget(&mut self, server: EndpointId) {
+        while self.drop_oldest(server) {}
+        self.servers.remove(&server);
+    }
+
+    /// How many blocks of `server` are remembered.
+    #[must_use]
+    pub fn len_of(&self, server: EndpointId) -> usize {
+        self.servers.get(&server).map_or(0, |r| r.len)
+    }
+
+    fn find(&self, server: EndpointId, hash: BlockHash) -> Option<u32> {
+        self.holders
+            .get(&hash)?
+            .iter()
+            .find(|h| h.server == server)
+            .map(|h| h.node)
+    }
+
+    fn add(&mut self, server: EndpointId, hash: BlockHash) {
+        if self.len_of(server) >= self.per_server {
+            self.drop_oldest(server);
+        }
+        let fresh = Node {
+            hash,
+            newer: NONE,
+            older: NONE,
+        };
+        let node = match self.free.pop() {
+            Some(node) => {
+                self.nodes[node as usize] = fresh;
+                node
+            }
+            None => {
+                let Ok(node) = u32::try_from(self.nodes.len()) else {
+                    return;
+                };
+                self.nodes.push(fresh);
+                node
+            }
+        };
+        self.holders
+            .entry(hash)
+            .or_default()
+            .push(Holder { server, node });
+        self.link_newest(server, node);
+    }
+
+    fn link_newest(&mut self, server: EndpointId, node: u32) {
+        let ends = self.servers.entry(server).or_insert(Recency {
+            newest: NONE,
+            oldest: NONE,
+            len: 0,
+        });
+        self.nodes[node as usize].older = ends.newest;
+        self.nodes[node as usize].newer = NONE;
+        match ends.newest {
+            NONE => ends.oldest = node,
+            newest => self.nodes[newest as usize].newer = node,
+        }
+        ends.newest = node;
+        ends.len += 1;
+    }
+
+    fn unlink(&mut self, server: EndpointId, node: u32) {
+        let Some(ends) = self.servers.get_mut(&server) else {
+            return;
+        };
+        let Node { newer, older, .. } = self.nodes[node as usize];
+        match newer {
+            NONE => ends.newest = older,
+            newer => self.nodes[newer as usize].older = older,
+        }
+        match older {
+            NONE => ends.oldest = newer,
+            older => self.nodes[older as usize].newer = newer,
+        }
+        ends.len -= 1;
+    }
+
+    /// Whether there was one.
+    fn drop_oldest(&mut self, server: EndpointId) -> bool {
+        let Some(node) = self
+            .servers
+            .get(&server)
+            .map(|r| r.oldest)
+            .filter(|&n| n != NONE)
+        else {
+            return false;
+        };
+        self.unlink(server, node);
+        let hash = self.nodes[node as usize].hash;
+        if let Some(holders) = self.holders.get_mut(&hash) {
+            holders.retain(|h| h.node != node);
+            if holders.is_empty() {
+                self.holders.remove(&hash);
+            }
+        }
+        self.free.push(node);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const A: EndpointId = EndpointId(1);
+    const B: EndpointId = EndpointId(2);
+
+    fn chain(of: &[u64]) -> Vec<BlockHash> {
+        of.iter().copied().map(BlockHash).collect()
+    }
+
+    fn matches(index: &PrefixIndex, blocks: &[u64], servers: &[EndpointId]) -> Vec<usize> {
+        let mut counts = Vec::new();
+        index.matches(&chain(blocks), servers, &mut counts);
+        counts
+    }
+
+    #[test]
+    fn each_server_is_matched_up_to_its_first_gap() {
+        let mut index = PrefixIndex::new(10);
+        index.insert(A, &chain(&[1, 2, 3]));
+        index.insert(B, &chain(&[1]));
+        index.insert(B, &chain(&[3]));
+        assert_eq!(matches(&index, &[1, 2, 3, 4], &[A, B]), [3, 1]);
+        assert_eq!(matches(&index, &[2, 3], &[B]), [0]);
+        assert_eq!(matches(&index, &[], &[A, B]), [0, 0]);
+    }
+
+    #[test]
+    fn a_full_server_forgets_the_tail_of_what_it_used_longest_ago() {
+        let mut index = PrefixIndex::new(4);
+        index.insert(A, &chain(&[1, 2, 3]));
+        index.insert(A, &chain(&[7, 8]));
+        assert_eq!(matches(&index, &[1, 2, 3], &[A]), [2]);
+        assert_eq!(matches(&index, &[7, 8], &[A]), [2]);
+        assert_eq!(index.len_of(A), 4);
+    }
+
+    #[test]
+    fn a_forgotten_server_holds_nothing_and_others_keep_theirs() {
+        let mut index = PrefixIndex::new(4);
+        index.insert(A, &chain(&[1, 2]));
+        index.insert(B, &chain(&[1, 2]));
+        index.forget(A);
+        assert_eq!(matches(&index, &[1, 2], &[A, B]), [0, 2]);
+        index.forget(B);
+        assert!(index.holders.is_empty() && index.free.len() == index.nodes.len());
+    }
+
+    proptest! {
+        /// Against a list of hashes a server, newest first.
+        #[test]
+        fn the_index_remembers_what_a_plain_list_would(
+            ops in prop::collection::vec((0u32..3, 0u64..12, 1usize..6, prop::bool::weighted(0.1)), 1..60),
+            capacity in 1usize..8,
+        ) {
+            let mut index = PrefixIndex::new(capacity);
+            let mut model: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+            for (server, first, len, forget) in ops {
+                let list = model.entry(server).or_default();
+                if forget {
+                    index.forget(EndpointId(server));
+                    list.clear();
+                } else {
+                    let hashes: Vec<u64> = (first..first + len as u64).collect();
+                    index.insert(EndpointId(server), &chain(&hashes));
+                    for &hash in hashes.iter().take(capacity).rev() {
+                        list.retain(|&h| h != hash);
+                        list.insert(0, hash);
+                        list.truncate(capacity);
+                    }
+                }
+                let ids: Vec<EndpointId> = (0..3).map(EndpointId).collect();
+                for start in 0..12 {
+                    let query: Vec<u64> = (start..16).collect();
+                    let expected: Vec<usize> = (0..3)
+                        .map(|s| query.iter().take_while(|h| model.get(&s).is_some_and(|l| l.contains(h))).count())
+                        .collect();
+                    prop_assert_eq!(matches(&index, &query, &ids), expected);
+                }
+                prop_assert_eq!(index.nodes.len() - index.free.len(), model.values().map(Vec::len).sum::<usize>());
+            }
+        }
+    }
+}
