@@ -2,9 +2,19 @@
 //!
 //! Synchronous and deterministic: no clock, no threads, no I/O. The one effect, the device, is behind [`Runner`].
 //! A server drives it from one plain thread: take new sequences in, [`Engine::step`], publish the events.
+#![forbid(unsafe_code)]
 
+mod block_pool;
+mod engine;
 mod runner;
 mod sampling;
+mod sequence;
+mod stats;
 
+pub use engine::{
+    AdmitError, Engine, EngineConfig, EngineError, Event, FinishReason, PrefixCaching, Progress,
+};
 pub use runner::{Batch, Row, Runner, RunnerError, RunnerSpec, Sampled, StepOutput, TokenLogprobs};
 pub use sampling::Sampling;
+pub use sequence::{Handover, Limits, NewSequence, SeqId};
+pub use stats::Stats;

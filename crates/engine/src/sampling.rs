@@ -19,6 +19,12 @@ pub struct Sampling {
 
 impl Sampling {
     /// The likeliest token, always.
-    pub const GREEDY: Self =
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0, logprobs: None };
+    pub const GREEDY: Self = Self {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        seed: 0,
+        logprobs: None,
+    };
 }
