@@ -1,6 +1,7 @@
-//! GB/s of a hand-over through loopback, next to a bare socket copy through the same loopback and a memcpy.
+//! GB/s of a hand-over through loopback, next to a bare socket copy through the same loopback, a memcpy, and the
+//! checksum that each side of a hand-over computes.
 //!
-//! The three take turns, so that whatever else the machine does hits them alike; the best and the median of each
+//! They take turns, so that whatever else the machine does hits them alike; the best and the median of each
 //! are shown, and what the hand-over reaches of the other two. SmolLM2-135M, 1008 tokens in f32: 46 MB.
 //! `cargo bench -p baton-kv-transfer`
 #![expect(
@@ -109,7 +110,7 @@ fn main() {
     let mut target = vec![1; bytes];
     let mut bare = bare_sender(data.clone());
     let hand_over = HandOver::start();
-    let [mut handed, mut copied, mut moved] = [const { Vec::new() }; 3];
+    let [mut handed, mut copied, mut moved, mut summed] = [const { Vec::new() }; 4];
     for _ in 0..ROUNDS {
         handed.push(hand_over.time(data.clone()));
         copied.push(timed(|| {
@@ -117,14 +118,17 @@ fn main() {
             bare.read_exact(&mut target).unwrap();
         }));
         moved.push(timed(|| {
-            std::hint::black_box(&mut target).copy_from_slice(&data)
+            std::hint::black_box(&mut target).copy_from_slice(&data);
         }));
+        summed.push(timed(|| _ = std::hint::black_box(crc32c::crc32c(&data))));
     }
-    let [handed, copied, moved] = [handed, copied, moved].map(|times| rates(times, bytes));
+    let [handed, copied, moved, summed] =
+        [handed, copied, moved, summed].map(|times| rates(times, bytes));
     println!("{bytes} bytes, {ROUNDS} rounds, GB/s: best / median");
     println!("hand-over      {:6.2} / {:6.2}", handed.0, handed.1);
     println!("socket copy    {:6.2} / {:6.2}", copied.0, copied.1);
     println!("memcpy         {:6.2} / {:6.2}", moved.0, moved.1);
+    println!("checksum       {:6.2} / {:6.2}", summed.0, summed.1);
     let percent = |part: f64, whole: f64| 100.0 * part / whole;
     println!(
         "hand-over is {:.0} % / {:.0} % of the socket copy, {:.0} % / {:.0} % of memcpy",

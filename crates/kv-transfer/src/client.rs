@@ -9,9 +9,10 @@ mod job;
 mod link;
 mod memory;
 mod pull;
+mod queue;
 mod session;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -21,7 +22,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use baton_kv::{KvLayout, KvTransferParams, Kvx};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use crate::TransferError;
 use crate::secret::{Secret, fingerprint};
@@ -29,6 +30,7 @@ use crate::server::spawn;
 use job::{Completion, Job};
 use link::{Lease, Peer};
 use memory::Memory;
+use queue::Queue;
 
 pub use job::{PullGuard, Pulled, PulledCallback};
 
@@ -161,7 +163,7 @@ struct Counters {
 #[derive(Debug)]
 pub struct KvClient {
     shared: Arc<Shared>,
-    workers: Vec<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// What all threads of a client share.
@@ -171,19 +173,12 @@ struct Shared {
     fingerprint: u64,
     boot_id: u64,
     memory: Arc<Memory>,
-    queue: Mutex<Queue>,
-    queued: Condvar,
+    queue: Queue,
     peers: Mutex<BTreeMap<(String, u16), Arc<Peer>>>,
     links: Mutex<Vec<JoinHandle<()>>>,
     n_held: AtomicU64,
     is_stopping: AtomicBool,
     counters: Counters,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    waiting: VecDeque<Job>,
-    is_closed: bool,
 }
 
 /// A lease that is kept alive. Dropping the last trace of it releases the lease, without blocking.
@@ -219,9 +214,8 @@ impl KvClient {
             fingerprint: fingerprint(&cfg.layout),
             boot_id: getrandom::u64().map_err(io::Error::other)?,
             memory: Arc::new(Memory::new(cfg.budget_bytes)),
+            queue: Queue::new(cfg.max_queued, cfg.total_timeout),
             cfg,
-            queue: Mutex::default(),
-            queued: Condvar::new(),
             peers: Mutex::default(),
             links: Mutex::default(),
             n_held: AtomicU64::new(0),
@@ -230,12 +224,16 @@ impl KvClient {
         });
         let mut client = Self {
             shared,
-            workers: Vec::new(),
+            threads: Vec::new(),
         };
+        let sweeper = Arc::clone(&client.shared);
+        client
+            .threads
+            .push(spawn("kvx-sweep", move || sweeper.queue.sweep())?);
         for _ in 0..n_workers {
             let shared = Arc::clone(&client.shared);
             client
-                .workers
+                .threads
                 .push(spawn("kvx-pull", move || pull::work(&shared))?);
         }
         Ok(client)
@@ -280,9 +278,7 @@ impl KvClient {
             first_block..first_block.saturating_add(n_blocks),
             done,
         );
-        if let Err((job, error)) = self.shared.enqueue(job) {
-            job.finish(Err(error));
-        }
+        self.shared.queue.push(job);
         guard
     }
 
@@ -307,7 +303,7 @@ impl Drop for KvClient {
     fn drop(&mut self) {
         self.shared.stop();
         let links = std::mem::take(&mut *self.shared.links.lock());
-        for thread in self.workers.drain(..).chain(links) {
+        for thread in self.threads.drain(..).chain(links) {
             // A thread that panicked has nothing left to clean up.
             let _ = thread.join();
         }
@@ -348,49 +344,9 @@ impl Shared {
         u32::try_from(n_blocks).map_err(|_| TransferError::Range)
     }
 
-    fn enqueue(&self, job: Job) -> Result<(), (Job, TransferError)> {
-        let mut queue = self.queue.lock();
-        if queue.is_closed {
-            return Err((job, TransferError::Closed));
-        }
-        if queue.waiting.len() >= self.cfg.max_queued {
-            return Err((
-                job,
-                TransferError::Busy {
-                    what: "queued transfers",
-                },
-            ));
-        }
-        queue.waiting.push_back(job);
-        self.queued.notify_one();
-        Ok(())
-    }
-
-    /// The next transfer to run; `None` when the client stops.
-    fn next_job(&self) -> Option<Job> {
-        let mut queue = self.queue.lock();
-        loop {
-            if queue.is_closed {
-                return None;
-            }
-            if let Some(job) = queue.waiting.pop_front() {
-                return Some(job);
-            }
-            self.queued.wait(&mut queue);
-        }
-    }
-
     fn stop(&self) {
         self.is_stopping.store(true, Ordering::SeqCst);
-        let waiting = {
-            let mut queue = self.queue.lock();
-            queue.is_closed = true;
-            std::mem::take(&mut queue.waiting)
-        };
-        self.queued.notify_all();
-        waiting
-            .into_iter()
-            .for_each(|job| job.finish(Err(TransferError::Closed)));
+        self.queue.close();
         let peers: Vec<_> = self.peers.lock().values().cloned().collect();
         peers.iter().for_each(|peer| peer.stop());
     }

@@ -471,35 +471,29 @@ mod tests {
     fn what_cannot_be_granted_is_refused_with_its_reason() {
         let mut bed = Bed::new();
         let open = bed.open();
-        assert_eq!(
-            bed.refusal(Open {
-                lease: 1,
-                ..open.clone()
-            }),
-            RejectCode::UnknownLease
-        );
-        assert_eq!(
-            bed.refusal(Open {
-                token: [0; 32],
-                ..open.clone()
-            }),
-            RejectCode::BadToken
-        );
+        let unknown = Open {
+            lease: 1,
+            ..bed.open()
+        };
+        assert_eq!(bed.refusal(unknown), RejectCode::UnknownLease);
+        let forged = Open {
+            token: [0; 32],
+            ..bed.open()
+        };
+        assert_eq!(bed.refusal(forged), RejectCode::BadToken);
         for (first_block, n_blocks) in [(0, 0), (0, 3), (2, 1), (u32::MAX, 1), (1, u32::MAX)] {
             let open = Open {
                 first_block,
                 n_blocks,
-                ..open.clone()
+                ..bed.open()
             };
             assert_eq!(bed.refusal(open), RejectCode::Range);
         }
-        assert_eq!(
-            bed.refusal(Open {
-                want: vec![1],
-                ..open.clone()
-            }),
-            RejectCode::Range
-        );
+        let odd = Open {
+            want: vec![1],
+            ..bed.open()
+        };
+        assert_eq!(bed.refusal(odd), RejectCode::Range);
         bed.say(Message::Open(open.clone()));
         assert_eq!(bed.refusal(Open { xfer: 10, ..open }), RejectCode::Busy);
     }

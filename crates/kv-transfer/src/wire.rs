@@ -275,28 +275,28 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn message() -> impl Strategy<Value = Message> {
-        let hello = (
-            any::<u64>(),
-            any::<u64>(),
-            any::<[u8; 16]>(),
-            any::<u32>(),
-            any::<u16>(),
-        )
-            .prop_map(|(boot_id, fingerprint, nonce, max_chunk, streams)| {
+    fn hello() -> impl Strategy<Value = Message> {
+        any::<(u64, u64, [u8; 16], u32, u16)>().prop_map(
+            |(boot_id, fingerprint, nonce, max_chunk, streams)| {
+                let features = 0;
                 Message::Hello(Hello {
                     boot_id,
                     fingerprint,
                     nonce,
                     max_chunk,
                     streams,
-                    features: 0,
+                    features,
                 })
-            });
-        let open = (
+            },
+        )
+    }
+
+    fn open() -> impl Strategy<Value = Message> {
+        let want = prop::collection::vec(any::<u8>(), 0..300);
+        (
             any::<(u32, u64, [u8; 32])>(),
             any::<(u32, u32, u64)>(),
-            prop::collection::vec(any::<u8>(), 0..300),
+            want,
         )
             .prop_map(
                 |((xfer, lease, token), (first_block, n_blocks, credit), want)| {
@@ -310,42 +310,65 @@ mod tests {
                         want,
                     })
                 },
-            );
-        let code = (1u16..=11).prop_map(crate::RejectCode::from_wire);
+            )
+    }
+
+    fn code() -> impl Strategy<Value = crate::RejectCode> {
+        prop::sample::select(&crate::RejectCode::ALL[..])
+    }
+
+    /// Messages before the first chunk.
+    fn greeting() -> impl Strategy<Value = Message> {
         prop_oneof![
-            hello,
-            open,
+            hello(),
             any::<[u8; 32]>().prop_map(|nonce| Message::Challenge { nonce }),
             any::<[u8; 32]>().prop_map(|mac| Message::Auth { mac }),
             any::<([u8; 32], [u8; 16])>().prop_map(|(mac, conn)| Message::Welcome { mac, conn }),
             any::<[u8; 16]>().prop_map(|conn| Message::Attach { conn }),
             any::<u16>().prop_map(|stream| Message::Attached { stream }),
-            any::<(u32, u32, u32, u64)>().prop_map(
-                |(xfer, chunk_bytes, total_chunks, total_bytes)| {
-                    Message::Accept {
-                        xfer,
-                        chunk_bytes,
-                        total_chunks,
-                        total_bytes,
-                    }
+        ]
+    }
+
+    /// Messages about a transfer.
+    fn transfer() -> impl Strategy<Value = Message> {
+        let accept =
+            any::<(u32, u32, u32, u64)>().prop_map(|(xfer, chunk_bytes, n, total_bytes)| {
+                Message::Accept {
+                    xfer,
+                    chunk_bytes,
+                    total_chunks: n,
+                    total_bytes,
                 }
-            ),
-            (any::<u32>(), code.clone()).prop_map(|(xfer, code)| Message::Reject { xfer, code }),
+            });
+        prop_oneof![
+            open(),
+            accept,
+            (any::<u32>(), code()).prop_map(|(xfer, code)| Message::Reject { xfer, code }),
             any::<(u32, u64)>().prop_map(|(xfer, bytes)| Message::Credit { xfer, bytes }),
             any::<u32>().prop_map(|xfer| Message::Cancel { xfer }),
             any::<u32>().prop_map(|xfer| Message::Cancelled { xfer }),
             any::<(u32, u32)>().prop_map(|(xfer, chunk)| Message::Nack { xfer, chunk }),
             any::<u32>().prop_map(|xfer| Message::Done { xfer }),
+        ]
+    }
+
+    /// Messages about leases and the connection.
+    fn lease() -> impl Strategy<Value = Message> {
+        let leases = prop::collection::vec(any::<u64>(), 0..50);
+        let remaining = prop::collection::vec(any::<(u64, u32)>(), 0..50);
+        prop_oneof![
             any::<u64>().prop_map(|lease| Message::Release { lease }),
             any::<u64>().prop_map(|lease| Message::Released { lease }),
-            prop::collection::vec(any::<u64>(), 0..50)
-                .prop_map(|leases| Message::Heartbeat { leases }),
-            prop::collection::vec(any::<(u64, u32)>(), 0..50)
-                .prop_map(|remaining_ms| Message::HeartbeatAck { remaining_ms }),
+            leases.prop_map(|leases| Message::Heartbeat { leases }),
+            remaining.prop_map(|remaining_ms| Message::HeartbeatAck { remaining_ms }),
             any::<u64>().prop_map(|id| Message::Ping { id }),
             any::<u64>().prop_map(|id| Message::Pong { id }),
-            code.prop_map(|code| Message::GoAway { code }),
+            code().prop_map(|code| Message::GoAway { code }),
         ]
+    }
+
+    fn message() -> impl Strategy<Value = Message> {
+        prop_oneof![greeting(), transfer(), lease()]
     }
 
     proptest! {

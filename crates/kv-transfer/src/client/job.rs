@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -120,6 +121,8 @@ pub(super) struct Job {
     pub(super) lease: Arc<Lease>,
     pub(super) blocks: Range<u32>,
     pub(super) cancel: Arc<Cancel>,
+    /// The total time limit counts from here.
+    pub(super) asked: Instant,
     done: Completion,
 }
 
@@ -138,6 +141,7 @@ impl Job {
                 lease,
                 blocks,
                 cancel,
+                asked: Instant::now(),
                 done,
             },
             guard,

@@ -69,10 +69,20 @@ pub(super) struct Peer {
 struct State {
     /// Holders of each lease.
     held: BTreeMap<u64, usize>,
+    /// Held since the last heartbeat: they may be old, and cannot wait for the next.
+    fresh: Vec<u64>,
     /// Bounded by the leases held: each holder leaves at most one.
     to_release: Vec<u64>,
     interval: Option<Duration>,
     link: Link,
+    is_over: bool,
+}
+
+/// What a link's thread has to say.
+struct News {
+    to_beat: Vec<u64>,
+    released: Vec<u64>,
+    is_idle: bool,
     is_over: bool,
 }
 
@@ -150,8 +160,14 @@ impl Peer {
 
     fn add(&self, lease: u64, interval: Duration) {
         let mut state = self.state.lock();
+        let shortest = if state.held.is_empty() {
+            None
+        } else {
+            state.interval
+        };
+        state.interval = Some(shortest.map_or(interval, |known| known.min(interval)));
         *state.held.entry(lease).or_insert(0) += 1;
-        state.interval = Some(state.interval.map_or(interval, |known| known.min(interval)));
+        state.fresh.push(lease);
         self.changed.notify_all();
     }
 
@@ -166,6 +182,7 @@ impl Peer {
             return;
         }
         state.held.remove(&lease);
+        state.fresh.retain(|fresh| *fresh != lease);
         if !is_consumed && !state.is_over {
             state.to_release.push(lease);
         }
@@ -280,7 +297,7 @@ impl Peer {
             self.changed.notify_all();
         }
         let why = self
-            .keep_alive(shared, &session)
+            .keep_alive(shared, session)
             .err()
             .unwrap_or(TransferError::Closed);
         session.end(why);
@@ -293,43 +310,53 @@ impl Peer {
         let mut last_use = Instant::now();
         let mut next_beat = Instant::now();
         loop {
-            let (held, released, is_over) = self.to_say(next_beat);
+            let news = self.news(next_beat, session);
             if let Some(why) = session.ended() {
                 return Err(why);
             }
-            for lease in released {
+            for lease in news.released {
                 session.say(0, &Message::Release { lease })?;
             }
             let now = Instant::now();
-            if !held.is_empty() {
+            if !news.is_idle {
                 last_use = now;
             }
-            if is_over || now.saturating_duration_since(last_use) >= shared.cfg.linger {
+            if news.is_over || now.saturating_duration_since(last_use) >= shared.cfg.linger {
                 return Ok(());
             }
+            beat(session, &news.to_beat)?;
             if now >= next_beat {
                 next_beat = now + self.interval();
-                beat(session, &held)?;
+                if news.is_idle {
+                    session.say(0, &Message::Ping { id: 0 })?;
+                }
             }
         }
     }
 
-    /// Waits until a heartbeat is due, a lease is to be released, or the end has come.
-    fn to_say(&self, next_beat: Instant) -> (Vec<u64>, Vec<u64>, bool) {
+    /// Waits until a heartbeat is due, a lease is new or to be released, or the end has come.
+    fn news(&self, next_beat: Instant, session: &Session) -> News {
         let mut state = self.state.lock();
         while !state.is_over
             && state.to_release.is_empty()
+            && state.fresh.is_empty()
             && Instant::now() < next_beat
-            && matches!(&state.link, Link::Up(session) if session.ended().is_none())
+            && session.ended().is_none()
         {
             self.changed.wait_until(&mut state, next_beat);
         }
-        let released = std::mem::take(&mut state.to_release);
-        (
-            state.held.keys().copied().collect(),
-            released,
-            state.is_over,
-        )
+        let fresh = std::mem::take(&mut state.fresh);
+        let is_due = Instant::now() >= next_beat;
+        News {
+            to_beat: if is_due {
+                state.held.keys().copied().collect()
+            } else {
+                fresh
+            },
+            released: std::mem::take(&mut state.to_release),
+            is_idle: state.held.is_empty(),
+            is_over: state.is_over,
+        }
     }
 
     fn interval(&self) -> Duration {
@@ -366,12 +393,9 @@ impl Peer {
     }
 }
 
-/// Tells the producer which leases are still wanted, or just that we are there.
-fn beat(session: &Session, held: &[u64]) -> Result<(), TransferError> {
-    if held.is_empty() {
-        return session.say(0, &Message::Ping { id: 0 });
-    }
-    held.chunks(MAX_HEARTBEAT).try_for_each(|leases| {
+/// Tells the producer which leases are still wanted.
+fn beat(session: &Session, leases: &[u64]) -> Result<(), TransferError> {
+    leases.chunks(MAX_HEARTBEAT).try_for_each(|leases| {
         session.say(
             0,
             &Message::Heartbeat {

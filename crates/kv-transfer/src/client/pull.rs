@@ -28,7 +28,7 @@ const RESUME_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs transfers until the client stops.
 pub(super) fn work(shared: &Shared) {
-    while let Some(job) = shared.next_job() {
+    while let Some(job) = shared.queue.pop() {
         let result = Pull::new(shared, &job).run();
         shared.count(&result);
         job.finish(result);
@@ -38,18 +38,16 @@ pub(super) fn work(shared: &Shared) {
 struct Pull<'a> {
     shared: &'a Shared,
     job: &'a Job,
-    begun: Instant,
     deadline: Instant,
 }
 
 impl<'a> Pull<'a> {
     fn new(shared: &'a Shared, job: &'a Job) -> Self {
-        let begun = Instant::now();
+        let deadline = job.asked + shared.cfg.total_timeout;
         Self {
             shared,
             job,
-            begun,
-            deadline: begun + shared.cfg.total_timeout,
+            deadline,
         }
     }
 
@@ -374,7 +372,7 @@ impl Wire<'_> {
             crc = crc32c::crc32c_append(crc, &buf[filled..filled + n]);
             filled += n;
             if Instant::now() >= self.pull.deadline {
-                let after = self.pull.begun.elapsed();
+                let after = self.pull.job.asked.elapsed();
                 return Err(TransferError::TimedOut {
                     what: "the transfer",
                     after,

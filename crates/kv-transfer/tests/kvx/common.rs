@@ -1,8 +1,6 @@
 //! What the socket tests share: a small layout, a server, a client, and a proxy between them that understands
 //! chunks and can spoil them.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
-
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;

@@ -1,14 +1,12 @@
 //! Hand-overs that go wrong on the way: damaged, cut, stalled and forged chunks, peers that die, callers that
 //! change their mind. Whatever happens, nobody gets a wrong byte and nothing leaks.
 
-mod common;
-
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use crate::common::*;
 use baton_kv_transfer::wire::{CHUNK_HEADER_LEN, ChunkHeader, WireError};
 use baton_kv_transfer::{KvClient, RejectCode, TransferError};
-use common::*;
 
 const N: u32 = 4;
 
@@ -241,6 +239,25 @@ fn a_transfer_that_still_waits_is_cancelled_too() {
         TransferError::Cancelled
     );
     drop(kept);
+}
+
+#[test]
+fn a_transfer_that_waits_for_a_worker_is_cancelled_too() {
+    let server = start(server_config());
+    let proxy = Proxy::start(server.local_addr(), Box::new(|_, _| Fate::Stall));
+    let mut cfg = client_config();
+    (cfg.n_workers, cfg.idle_timeout) = (1, 2 * PATIENCE);
+    let client = KvClient::new(cfg).unwrap();
+    let held = client
+        .hold(&proxy.divert(&server.publish(export(N, 1)).unwrap()))
+        .unwrap();
+    let (_running, _) = start_pull(&client, &held, 0..N);
+    let (guard, outcome) = start_pull(&client, &held, 0..N);
+    drop(guard);
+    assert_eq!(
+        outcome.recv_timeout(PATIENCE).unwrap().unwrap_err(),
+        TransferError::Cancelled
+    );
 }
 
 #[test]

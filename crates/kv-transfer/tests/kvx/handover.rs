@@ -1,14 +1,12 @@
 //! Hand-overs over real loopback sockets where both sides behave: bytes, leases, limits.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
+use crate::common::*;
 use baton_kv::{DType, KvLayout, KvTransferParams, LeaseToken};
 use baton_kv_transfer::{
     Export, KvClient, PeerPolicy, PublishError, RejectCode, Secret, TransferError,
 };
-use common::*;
 
 fn rejected(outcome: Outcome) -> RejectCode {
     match outcome {

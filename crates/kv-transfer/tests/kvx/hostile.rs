@@ -1,14 +1,12 @@
 //! Strangers and liars at a server's door: it cuts them off, and goes on serving the others.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use crate::common::*;
 use baton_kv_transfer::wire::{Hello, Message, Preface, Role, encode_frame};
 use baton_kv_transfer::{KvClient, KvServer, RejectCode, fingerprint};
-use common::*;
 
 fn knock(server: &KvServer) -> TcpStream {
     let stream = TcpStream::connect(server.local_addr()).unwrap();
@@ -147,6 +145,19 @@ fn connections_are_bounded() {
     assert_eq!(server.stats().turned_away, 1);
     drop(waiting);
     eventually("the house is empty", || server.stats().connections == 0);
+    serves(&server);
+}
+
+#[test]
+fn strangers_are_bounded_below_the_connections() {
+    let mut cfg = server_config();
+    cfg.auth_timeout = PATIENCE;
+    let server = start(cfg);
+    let strangers: Vec<_> = (0..256).map(|_| knock(&server)).collect();
+    eventually("they are in", || server.stats().connections == 256);
+    until_cut(knock(&server));
+    drop(strangers);
+    eventually("they are gone", || server.stats().connections == 0);
     serves(&server);
 }
 

@@ -1,0 +1,10 @@
+//! Hand-overs over real loopback sockets. One program, so that it links once.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot set up its scene must fail"
+)]
+
+mod common;
+mod faults;
+mod handover;
+mod hostile;
