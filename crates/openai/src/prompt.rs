@@ -107,20 +107,17 @@ impl<'de> Deserialize<'de> for Element {
 mod tests {
     use super::*;
 
-    fn check(text: &str, expect: Option<Prompt>) {
-        assert_eq!(serde_json::from_str::<Prompt>(text).ok(), expect, "{text}");
+    fn read(text: &str) -> Option<Prompt> {
+        serde_json::from_str(text).ok()
     }
 
     #[test]
     fn every_form_of_prompt_is_told_apart_by_its_first_element() {
-        check(r#""a""#, Some(Prompt::Text("a".into())));
-        check("[]", Some(Prompt::Texts(vec![])));
-        check(
-            r#"["a","b"]"#,
-            Some(Prompt::Texts(vec!["a".into(), "b".into()])),
-        );
-        check("[1,2]", Some(Prompt::Ids(vec![1, 2])));
-        check("[[1],[]]", Some(Prompt::IdLists(vec![vec![1], vec![]])));
+        assert_eq!(read(r#""a""#), Some(Prompt::Text("a".into())));
+        assert_eq!(read("[]"), Some(Prompt::Texts(vec![])));
+        assert_eq!(read(r#"["a","b"]"#), Some(Prompt::Texts(vec!["a".into(), "b".into()])));
+        assert_eq!(read("[1,2]"), Some(Prompt::Ids(vec![1, 2])));
+        assert_eq!(read("[[1],[]]"), Some(Prompt::IdLists(vec![vec![1], vec![]])));
     }
 
     #[test]
@@ -136,7 +133,7 @@ mod tests {
             "[1.5]",
             "[true]",
         ] {
-            check(text, None);
+            assert_eq!(read(text), None, "{text}");
         }
     }
 }
