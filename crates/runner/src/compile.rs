@@ -120,7 +120,7 @@ fn load_or_compile(
         match client.deserialize(&bytes) {
             Ok(executable) => return Ok((executable, true)),
             Err(error) => {
-                tracing::warn!(%error, "a kept program does not load and is compiled again")
+                tracing::warn!(%error, "a kept program does not load and is compiled again");
             }
         }
     }

@@ -9,11 +9,7 @@ pub(crate) fn cut(n: usize, rungs: &[usize]) -> Vec<(Range<usize>, usize)> {
     let mut done = 0;
     while done < n {
         let left = n - done;
-        let fitting = rungs
-            .iter()
-            .copied()
-            .filter(|&r| r > 0 && r <= 2 * left)
-            .next_back();
+        let fitting = rungs.iter().copied().rfind(|&r| r > 0 && r <= 2 * left);
         let Some(rung) = fitting.or(rungs.first().copied()).filter(|&r| r > 0) else {
             break;
         };

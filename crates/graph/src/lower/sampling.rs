@@ -168,7 +168,7 @@ fn gumbel(b: &mut Body, seed: &Value, position: &Value, ty: &Type) -> Value {
     let position = b.reshape(&position, &rows);
     let position = b.broadcast(&position, &wide.dims, &[0, 1]);
     let token = b.iota(&wide, 1);
-    let bits = threefry(b, &key, position, token);
+    let bits = threefry(b, &key, [&position, &token]);
     let x = b.convert(&bits, Element::F32);
     let half = b.float(0.5, ty);
     let x = b.add(&x, &half);
@@ -184,14 +184,14 @@ fn gumbel(b: &mut Body, seed: &Value, position: &Value, ty: &Type) -> Value {
 }
 
 /// First word of Threefry-2x32 with 20 rounds.
-fn threefry(b: &mut Body, key: &[Value; 2], counter: Value, counter_low: Value) -> Value {
+fn threefry(b: &mut Body, key: &[Value; 2], counter: [&Value; 2]) -> Value {
     const ROTATIONS: [[u32; 4]; 2] = [[13, 15, 26, 6], [17, 29, 16, 24]];
-    let ty = counter.ty().clone();
+    let ty = counter[0].ty().clone();
     let parity = b.int(0x1BD1_1BDA, &ty);
     let mixed = b.xor(&key[0], &key[1]);
     let keys = [key[0].clone(), key[1].clone(), b.xor(&mixed, &parity)];
-    let mut x = b.add(&counter, &keys[0]);
-    let mut y = b.add(&counter_low, &keys[1]);
+    let mut x = b.add(counter[0], &keys[0]);
+    let mut y = b.add(counter[1], &keys[1]);
     for group in 0..5 {
         for bits in ROTATIONS[group % 2] {
             x = b.add(&x, &y);
