@@ -82,7 +82,7 @@ impl KvServerConfig {
             lease_cap: Duration::from_secs(600),
             max_connections: 1024,
             max_streams: 16,
-            chunk_bytes: 512 << 10,
+            chunk_bytes: MAX_CHUNK,
             auth_timeout: Duration::from_secs(2),
             progress_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(30),

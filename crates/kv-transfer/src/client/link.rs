@@ -245,9 +245,10 @@ impl Peer {
         let deadline = Instant::now() + shared.cfg.linger;
         loop {
             let mut state = self.state.lock();
-            // Nobody to tell of releases: the leases there end by themselves.
+            // An old failure says nothing about the next attempt.
+            state.link = Link::Connecting;
+            // Releases alone are no reason to connect: those leases end by themselves.
             if !state.is_over && !state.held.is_empty() {
-                state.link = Link::Connecting;
                 return true;
             }
             let is_late = Instant::now() >= deadline;

@@ -267,7 +267,8 @@ fn converse(shared: &Shared, stream: &TcpStream, session: &Session) -> Result<()
         let deadline = Instant::now() + shared.cfg.idle_timeout;
         let (of, message) = read_frame(stream, MAX_BODY, deadline)?;
         count_message(shared, &message);
-        let may_end_lease = matches!(message, Message::Done { .. } | Message::Release { .. });
+        let is_done = matches!(message, Message::Done { .. });
+        let may_end_lease = is_done || matches!(message, Message::Release { .. });
         let answer = {
             let mut control = session.control.lock();
             let mut leases = shared.leases.lock();
@@ -276,6 +277,9 @@ fn converse(shared: &Shared, stream: &TcpStream, session: &Session) -> Result<()
         session.changed.notify_all();
         if may_end_lease {
             shared.leases_changed.notify_all();
+        }
+        if is_done && answer.is_some() {
+            shared.counters.transferred();
         }
         if let Some(answer) = answer {
             count_answer(shared, &answer);
@@ -288,7 +292,6 @@ fn count_message(shared: &Shared, message: &Message) {
     match message {
         Message::Heartbeat { .. } => shared.counters.heartbeat(),
         Message::Nack { .. } => shared.counters.crc_error(),
-        Message::Done { .. } => shared.counters.transferred(),
         _ => {}
     }
 }

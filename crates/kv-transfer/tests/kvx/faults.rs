@@ -113,6 +113,82 @@ fn a_producer_that_hangs_after_acceptance_is_given_up() {
 }
 
 #[test]
+fn a_producer_that_dawdles_is_given_up_when_the_time_for_it_all_is_over() {
+    let server = start(server_config());
+    let mut cfg = client_config();
+    cfg.total_timeout = Duration::from_millis(200);
+    let client = KvClient::new(cfg).unwrap();
+    let dawdle = |_: &ChunkHeader, wire| {
+        std::thread::park_timeout(Duration::from_millis(40));
+        Fate::Forward(wire)
+    };
+    let proxy = Proxy::start(server.local_addr(), Box::new(dawdle));
+    let outcome = fetch(
+        &client,
+        &proxy.divert(&server.publish(export(N, 1)).unwrap()),
+    );
+    assert!(
+        matches!(outcome, Err(TransferError::TimedOut { .. })),
+        "{outcome:?}"
+    );
+}
+
+#[test]
+fn whatever_happens_on_the_way_no_wrong_byte_gets_through_and_nothing_leaks() {
+    let mut cfg = quick();
+    cfg.idle_timeout = Duration::from_millis(50);
+    let (server, client) = (start(server_config()), KvClient::new(cfg).unwrap());
+    let mut dice = 1u64;
+    let mut roll = move |sides: u64| {
+        dice = dice
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (dice >> 33) % sides
+    };
+    let tamper = move |header: &ChunkHeader, mut wire: Vec<u8>| match roll(60) {
+        0 => Fate::Cut,
+        1 if roll(4) == 0 => Fate::Stall,
+        2 => forge(
+            &wire,
+            ChunkHeader {
+                chunk: header.chunk ^ 1,
+                ..*header
+            },
+        ),
+        3..8 => flip(wire),
+        8 => {
+            let bit = roll(8 * wire.len() as u64) as usize;
+            wire[bit / 8] ^= 1 << (bit % 8);
+            Fate::Forward(wire)
+        }
+        _ => Fate::Forward(wire),
+    };
+    let proxy = Proxy::start(server.local_addr(), Box::new(tamper));
+    let mut whole = 0;
+    for seed in 0..80 {
+        let params = proxy.divert(&server.publish(export(N, seed)).unwrap());
+        let Ok(pulled) = fetch(&client, &params) else {
+            continue;
+        };
+        assert!(pulled.data() == select(&bytes(N, seed), 0..pulled.n_blocks));
+        assert_eq!(pulled.shortfall.is_none(), pulled.n_blocks == N);
+        whole += usize::from(pulled.n_blocks == N);
+    }
+    assert!(
+        (1..80).contains(&whole),
+        "{whole} of 80 unharmed: the dice test nothing"
+    );
+    assert!(server.wait_idle(PATIENCE));
+    assert_eq!(
+        server.stats().expired,
+        0,
+        "every lease was fetched or released"
+    );
+    eventually("the pool is empty", || server.stats().lease_bytes == 0);
+    eventually("the budget is free", || client.stats().budget_used == 0);
+}
+
+#[test]
 fn forged_headers_are_refused() {
     let forgeries: [fn(&ChunkHeader) -> ChunkHeader; 6] = [
         |h| ChunkHeader { len: 1 << 20, ..*h },
