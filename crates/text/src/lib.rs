@@ -1,1 +1,16 @@
-//! baton-text
+//! Text to tokens and back: tokenizers, streaming detokenization, stop strings, chat templates.
+//!
+//! Takes bytes and values; callers open files and know the time.
+#![forbid(unsafe_code)]
+
+mod detokenizer;
+mod gguf_vocab;
+mod stop;
+mod template;
+mod tokenizer;
+
+pub use detokenizer::Detokenizer;
+pub use gguf_vocab::{GgufVocab, TokenKind, VocabModel};
+pub use stop::{IncludeStop, StopStrings};
+pub use template::{ChatInput, ChatTemplate, Ending, TemplateError};
+pub use tokenizer::{AddSpecial, SpecialTokens, Tokenizer, TokenizerError};
