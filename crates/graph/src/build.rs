@@ -127,8 +127,8 @@ impl Graph {
         Ok(self.push(Op::Rope, &[x, table], shape, element))
     }
 
-    /// See [`Op::KvSlots`].
-    pub fn kv_slots(&mut self, rows: KvRows, n_tokens: usize, cache: NodeId) -> Built {
+    /// See [`Op::KvSlots`]; `cache` is the shape of every layer's cache.
+    pub fn kv_slots(&mut self, rows: KvRows, n_tokens: usize, cache: &Shape) -> Built {
         let [seq] = self.sizes("kv_slots", "start", rows.start, [Axis::Seq])?;
         self.expect_shape(
             "kv_slots",
@@ -137,7 +137,11 @@ impl Graph {
             &Shape::new(&[(Axis::Seq, seq)]),
         )?;
         self.expect_axis("kv_slots", "tables", rows.tables, (Axis::Seq, seq))?;
-        let [n_blocks, _, _, block_size, _] = self.sizes("kv_slots", "cache", cache, CACHE)?;
+        let size = |axis| cache.size(axis).filter(|&n| n > 0);
+        let (Some(n_blocks), Some(block_size)) = (size(Axis::Block), size(Axis::Slot)) else {
+            let expected = "blocks of slots".to_owned();
+            return Err(self.mistake("kv_slots", "cache", cache.to_string(), expected));
+        };
         let shape = Shape::new(&[(Axis::Seq, seq), (Axis::Token, n_tokens), (Axis::Part, 2)]);
         let op = Op::KvSlots {
             block_size,

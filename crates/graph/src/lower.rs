@@ -312,7 +312,9 @@ mod tests {
             (Axis::HeadDim, 8),
         ];
         let k = g.param("k", Source::Bulk, Element::F32, &k_axes);
-        let slots = g.kv_slots(KvRows { start, len, tables }, 3, cache).unwrap();
+        let slots = g
+            .kv_slots(KvRows { start, len, tables }, 3, &Shape::new(&cache_axes))
+            .unwrap();
         let written = g.write_kv(cache, k, k, slots).unwrap();
         g.set_outputs(vec![slots, written]);
         let lowered = Lowerings::plain().lower(&g).unwrap();

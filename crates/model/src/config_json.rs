@@ -139,8 +139,8 @@ impl Config {
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
             return wrong("head_dim", self.head_dim, "an even number");
         }
-        if self.n_layers > MAX_LAYERS {
-            return wrong("num_hidden_layers", self.n_layers, "at most 1024");
+        if !(1..=MAX_LAYERS).contains(&self.n_layers) {
+            return wrong("num_hidden_layers", self.n_layers, "1 to 1024");
         }
         match &self.rope.scaling {
             RopeScaling::Factors(f) if f.len() != self.head_dim / 2 => {

@@ -6,7 +6,7 @@
 use crate::Config;
 use crate::rope::inverse_frequencies;
 use baton_graph::hlo::Element;
-use baton_graph::{Axis, Graph, KvRows, NodeId, SampleRows, ShapeError, Source};
+use baton_graph::{Axis, Graph, KvRows, NodeId, SampleRows, Shape, ShapeError, Source};
 use rustc_hash::FxHashMap;
 
 /// Context tokens that one turn of the plain attention's loop reads.
@@ -211,7 +211,7 @@ pub mod input {
 /// # Errors
 /// Sizes that contradict each other: the configuration was not [validated](Config::validate).
 pub fn step(config: &Config, pool: &Pool, seqs: usize, tokens: usize) -> Result<Graph, ShapeError> {
-    let mut b = Step::new(config, pool, seqs, tokens);
+    let mut b = Step::new(config, pool, seqs, tokens)?;
     let mut x = b.embedded()?;
     let mut caches = Vec::with_capacity(config.n_layers);
     for layer in 0..config.n_layers {
@@ -228,19 +228,25 @@ pub fn step(config: &Config, pool: &Pool, seqs: usize, tokens: usize) -> Result<
 /// A step's graph under construction.
 struct Step<'a> {
     config: &'a Config,
-    pool: &'a Pool,
-    tokens: usize,
+    pages_per_turn: usize,
     graph: Graph,
     weights: FxHashMap<String, NodeId>,
     caches: Vec<NodeId>,
     ids: NodeId,
     rows: KvRows,
     how: SampleRows,
-    shared: Option<(NodeId, NodeId)>,
+    /// What all layers share: rotations of the positions, and where the new KV goes.
+    rope: NodeId,
+    slots: NodeId,
 }
 
 impl<'a> Step<'a> {
-    fn new(config: &'a Config, pool: &'a Pool, seqs: usize, tokens: usize) -> Self {
+    fn new(
+        config: &'a Config,
+        pool: &Pool,
+        seqs: usize,
+        tokens: usize,
+    ) -> Result<Self, ShapeError> {
         let mut graph = Graph::new("step");
         let seq = (Axis::Seq, seqs);
         let mut small =
@@ -263,42 +269,36 @@ impl<'a> Step<'a> {
             seed: small(input::SEED, Element::U32, &[seq, (Axis::Part, 2)]),
         };
         let caches = cache_params(&mut graph, config, pool);
-        let weights = weights(config)
-            .into_iter()
-            .map(|w| {
-                let id = graph.param(&w.name, Source::Weight, pool.element, &w.axes);
-                (w.name, id)
-            })
-            .collect();
-        Self {
+        let weight = |w: Weight| {
+            (
+                w.name.clone(),
+                graph.param(&w.name, Source::Weight, pool.element, &w.axes),
+            )
+        };
+        let weights = weights(config).into_iter().map(weight).collect();
+        let frequencies = inverse_frequencies(&config.rope, config.head_dim);
+        let rope = graph.rope_table(rows.start, tokens, frequencies)?;
+        let slots = graph.kv_slots(rows, tokens, &Shape::new(&pool.cache_axes(config)))?;
+        let pages_per_turn = pool.pages_per_turn();
+        Ok(Self {
             config,
-            pool,
-            tokens,
+            pages_per_turn,
             graph,
             weights,
             caches,
             ids,
             rows,
             how,
-            shared: None,
-        }
+            rope,
+            slots,
+        })
     }
 
     fn weight(&self, name: &str) -> NodeId {
         self.weights[name]
     }
 
-    /// Embeds the tokens, and computes what all layers share: the rope table and the slots of the new KV.
     fn embedded(&mut self) -> Result<NodeId, ShapeError> {
-        let frequencies = inverse_frequencies(&self.config.rope, self.config.head_dim);
-        let rope = self
-            .graph
-            .rope_table(self.rows.start, self.tokens, frequencies)?;
-        let slots = match self.caches.first() {
-            Some(&cache) => self.graph.kv_slots(self.rows, self.tokens, cache)?,
-            None => rope,
-        };
-        self.shared = Some((rope, slots));
         self.graph.at("embedding");
         self.graph.embed(self.ids, self.weight(EMBED))
     }
@@ -330,16 +330,15 @@ impl<'a> Step<'a> {
     }
 
     fn attention(&mut self, layer: usize, x: NodeId) -> Result<(NodeId, NodeId), ShapeError> {
-        let (rope, slots) = self.shared.unwrap_or((x, x));
         let q = self.projected(layer, LayerPart::Query, x)?;
         let k = self.projected(layer, LayerPart::Key, x)?;
         let v = self.projected(layer, LayerPart::Value, x)?;
-        let q = self.graph.rope(q, rope)?;
-        let k = self.graph.rope(k, rope)?;
-        let cache = self.graph.write_kv(self.caches[layer], k, v, slots)?;
+        let q = self.graph.rope(q, self.rope)?;
+        let k = self.graph.rope(k, self.rope)?;
+        let cache = self.graph.write_kv(self.caches[layer], k, v, self.slots)?;
         let attended = self
             .graph
-            .attend(q, cache, self.rows, self.pool.pages_per_turn())?;
+            .attend(q, cache, self.rows, self.pages_per_turn)?;
         Ok((self.projected(layer, LayerPart::Output, attended)?, cache))
     }
 
