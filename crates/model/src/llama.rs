@@ -247,7 +247,7 @@ impl<'a> Step<'a> {
         seqs: usize,
         tokens: usize,
     ) -> Result<Self, ShapeError> {
-        let mut graph = Graph::new("step");
+        let mut graph = Graph::new(&format!("step_{seqs}x{tokens}"));
         let seq = (Axis::Seq, seqs);
         let mut small =
             |name, element, axes: &[(Axis, usize)]| graph.param(name, Source::Step, element, axes);

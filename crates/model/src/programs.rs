@@ -96,7 +96,7 @@ fn rungs(first: usize, growth: usize, last: usize) -> Vec<usize> {
 }
 
 fn export(config: &Config, pool: &Pool, blocks: usize) -> Result<Graph, ShapeError> {
-    let mut graph = Graph::new("export");
+    let mut graph = Graph::new(&format!("export_{blocks}"));
     let ids = graph.param(
         input::IDS,
         Source::Step,
@@ -110,7 +110,7 @@ fn export(config: &Config, pool: &Pool, blocks: usize) -> Result<Graph, ShapeErr
 }
 
 fn import(config: &Config, pool: &Pool, blocks: usize) -> Result<Graph, ShapeError> {
-    let mut graph = Graph::new("import");
+    let mut graph = Graph::new(&format!("import_{blocks}"));
     let ids = graph.param(
         input::IDS,
         Source::Step,

@@ -236,12 +236,7 @@ impl Runner for PjrtRunner {
 
     fn execute(&mut self, batch: &Batch, out: &mut StepOutput) -> Result<(), RunnerError> {
         self.alive()?;
-        check(
-            batch,
-            self.spec.max_chunk,
-            self.spec.max_model_len,
-            self.spec.layout.block_size as usize,
-        )?;
+        check(batch, &self.spec)?;
         out.rows.clear();
         out.rows.resize(batch.rows.len(), None);
         self.plan.make(batch, &self.ladder);

@@ -24,7 +24,7 @@ pub(super) fn sample(call: &Call<'_>, b: &mut Body) -> Value {
             let one = b.float(1.0, temperature.ty());
             let divisor = b.select(&random, temperature, &one);
             let scores = tempered(b, logits, &divisor);
-            let least = threshold(b, &scores, [top_k, top_p, min_p]);
+            let least = threshold(b, &scores, &random, [top_k, top_p, min_p]);
             let position = b.add(start, len);
             let noise = gumbel(b, seed, &position, scores.ty());
             let noisy = b.add(&scores, &noise);
@@ -80,12 +80,19 @@ fn ordered_bits(b: &mut Body, x: &Value) -> Value {
     b.xor(&bits, &flip)
 }
 
-/// The least key that top-k, top-p and min-p all keep, never above the greatest key present.
-fn threshold(b: &mut Body, scores: &Value, [top_k, top_p, min_p]: [&Value; 3]) -> Value {
+/// The least key that top-k, top-p and min-p all keep, never above the greatest key present. Rows that are not drawn
+/// from cost nothing.
+fn threshold(
+    b: &mut Body,
+    scores: &Value,
+    random: &Value,
+    [top_k, top_p, min_p]: [&Value; 3],
+) -> Value {
     let keys = ordered_bits(b, scores);
     let ones = b.float(1.0, scores.ty());
     let zero = b.int(0, top_k.ty());
     let limited = b.compare(Order::Gt, top_k, &zero);
+    let limited = b.and(&limited, random);
     let k = b.convert(top_k, Element::F32);
     let by_k = mass_threshold(b, &keys, &ones, [&k, &limited]);
     let floor = b.log(min_p);
@@ -101,6 +108,7 @@ fn threshold(b: &mut Body, scores: &Value, [top_k, top_p, min_p]: [&Value; 3]) -
     let target = b.mul(top_p, &total);
     let one = b.float(1.0, top_p.ty());
     let limited = b.compare(Order::Lt, top_p, &one);
+    let limited = b.and(&limited, random);
     let by_p = mass_threshold(b, &keys, &weight, [&target, &limited]);
     let least = b.max(&least, &by_p);
 
