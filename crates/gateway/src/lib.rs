@@ -1,1 +1,67 @@
-//! baton-gateway
+//! The OpenAI front door: reads a request, has the scheduler pick its servers, forwards the same bytes, and stands in
+//! for servers that fail.
+//!
+//! One file a station: `front` (which path is whose), `facts` (what the decision needs of a body), `desk` (the
+//! decision), `forward` (tries and answers), `events` (a stream that never ends in silence); beside them `fleet`, `probe`
+//! and `endpoints` (which servers there are and how they are). It computes nothing of a model and parses no answer.
+//! Invariants: what a client may not say to servers does not reach them; a request is retried only while nothing of an
+//! answer has reached the client; what is in flight is counted by values that end the count when dropped.
+#![forbid(unsafe_code)]
+
+mod config;
+mod desk;
+mod endpoints;
+mod events;
+mod exposition;
+mod facts;
+mod fleet;
+mod forward;
+mod front;
+mod metrics;
+mod models;
+mod outgoing;
+mod probe;
+mod refusal;
+
+pub use config::{ConfigError, EndpointConfig, GatewayConfig, Limits};
+
+use crate::front::Gateway;
+use hyper::service::service_fn;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Serves on `listener` until `shutdown`, then lets requests in progress finish within the configured grace.
+///
+/// # Errors
+/// [`ConfigError`], before anything is served, if the configuration or the endpoints file does not make sense.
+pub async fn run(
+    listener: TcpListener,
+    config: GatewayConfig,
+    shutdown: CancellationToken,
+) -> Result<(), ConfigError> {
+    let endpoints = config.resolve()?;
+    let gateway = Arc::new(Gateway::new(&config)?);
+    let mut background = JoinSet::new();
+    background.spawn(endpoints::follow(
+        gateway.desk.clone(),
+        config.clone(),
+        endpoints,
+    ));
+    let serve_config = baton_http::ServeConfig {
+        grace: config.limits.grace(),
+        ..baton_http::ServeConfig::default()
+    };
+    let service = service_fn(move |req| {
+        let gateway = gateway.clone();
+        async move { Ok::<_, std::convert::Infallible>(gateway.answer(req).await) }
+    });
+    baton_http::serve(listener, service, serve_config, shutdown).await;
+    // Dropping the set ends the probes.
+    drop(background);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,8 @@ impl Default for ClientConfig {
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(1),
-            idle_timeout: Duration::from_secs(20),
+            // uvicorn, under vLLM, closes after 5 s.
+            idle_timeout: Duration::from_secs(4),
             max_idle_per_host: 64,
         }
     }

@@ -1,0 +1,311 @@
+//! The configuration file of `baton gateway`, and what makes sense in it.
+
+use baton_scheduler::{Policy, Role, Weights};
+use http::uri::Authority;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Most endpoints of one gateway.
+const MAX_ENDPOINTS: usize = 1024;
+
+/// What `baton gateway --config FILE` reads, as JSON. Every field but the endpoints has a default.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GatewayConfig {
+    /// Address to listen on. Default: loopback.
+    pub host: IpAddr,
+    /// Port to listen on; 0 takes a free one.
+    pub port: u16,
+    /// The servers, if they are always the same ones.
+    pub endpoints: Vec<EndpointConfig>,
+    /// A JSON file with the list of servers instead; it is read again whenever it changes.
+    pub endpoints_file: Option<PathBuf>,
+    /// Prompts with at least this many tokens that are not cached on their decode server go through a prefill server:
+    /// 0 for all, `null` for none.
+    pub pd_threshold: Option<u32>,
+    /// Scorers of decode servers; a scorer that is left out counts nothing.
+    pub decode_weights: Weights,
+    /// Scorers of prefill servers.
+    pub prefill_weights: Weights,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        let policy = Policy::default();
+        Self {
+            host: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 8000,
+            endpoints: Vec::new(),
+            endpoints_file: None,
+            pd_threshold: policy.pd_threshold,
+            decode_weights: policy.decode,
+            prefill_weights: policy.prefill,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// One model server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndpointConfig {
+    /// `host:port`; an IPv6 address in brackets.
+    pub address: String,
+    /// What it is there for.
+    pub role: Role,
+    /// What logs call it. Default: its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// Bounds of what a gateway stores and waits for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Longest body of a request; longer ones are answered 413.
+    pub max_request_bytes: usize,
+    /// Longest body of an answer that is not streamed; longer ones are answered 502.
+    pub max_response_bytes: usize,
+    /// Bytes of request bodies held at a time, all requests together; more are answered 503.
+    pub max_buffered_bytes: usize,
+    /// Requests in progress; more are answered 503.
+    pub max_in_flight: usize,
+    /// Servers that one request is sent to, one after another, before it is given up.
+    pub max_tries: usize,
+    /// Prefix blocks (64 bytes, about 16 tokens) remembered of each server.
+    pub prefix_blocks_per_server: usize,
+    /// Seconds that requests may run on after SIGTERM.
+    pub shutdown_grace_s: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_request_bytes: 64 << 20,
+            max_response_bytes: 64 << 20,
+            max_buffered_bytes: 512 << 20,
+            max_in_flight: 2048,
+            max_tries: 3,
+            prefix_blocks_per_server: 31_250,
+            shutdown_grace_s: 30,
+        }
+    }
+}
+
+impl Limits {
+    pub(crate) fn grace(&self) -> Duration {
+        Duration::from_secs(self.shutdown_grace_s)
+    }
+}
+
+/// Why a configuration makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Endpoints are given twice over, or not at all.
+    #[error("give either endpoints or endpoints_file")]
+    EndpointsOnceOnly,
+    /// Not `host:port`.
+    #[error("endpoint address {0:?} is not host:port")]
+    Address(String),
+    /// The same address twice.
+    #[error("endpoint address {0:?} is given twice")]
+    Duplicate(String),
+    /// More endpoints than a gateway probes.
+    #[error("more than {MAX_ENDPOINTS} endpoints")]
+    TooManyEndpoints,
+    /// A negative or infinite weight.
+    #[error("weights must be finite and not negative")]
+    Weights,
+    /// A bound of zero.
+    #[error("limits must be greater than zero")]
+    Limits,
+    /// The endpoints file cannot be read.
+    #[error("cannot read endpoints file {path}")]
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The endpoints file is no list of endpoints.
+    #[error("endpoints file {path}")]
+    Form {
+        /// Its path.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The system has no randomness to give.
+    #[error("no randomness")]
+    Random,
+}
+
+impl GatewayConfig {
+    pub(crate) fn policy(&self) -> Policy {
+        Policy {
+            decode: self.decode_weights,
+            prefill: self.prefill_weights,
+            pd_threshold: self.pd_threshold,
+        }
+    }
+
+    /// Checks everything and returns the endpoints there are now.
+    pub(crate) fn resolve(&self) -> Result<Vec<EndpointConfig>, ConfigError> {
+        if self.endpoints.is_empty() == self.endpoints_file.is_none() {
+            return Err(ConfigError::EndpointsOnceOnly);
+        }
+        if !self.decode_weights.are_sane() || !self.prefill_weights.are_sane() {
+            return Err(ConfigError::Weights);
+        }
+        let l = &self.limits;
+        if [
+            l.max_request_bytes,
+            l.max_response_bytes,
+            l.max_buffered_bytes,
+            l.max_in_flight,
+            l.max_tries,
+        ]
+        .contains(&0)
+        {
+            return Err(ConfigError::Limits);
+        }
+        self.read_endpoints()
+    }
+
+    /// The endpoints there are now: the inline ones, or those of the file.
+    pub(crate) fn read_endpoints(&self) -> Result<Vec<EndpointConfig>, ConfigError> {
+        let endpoints = match &self.endpoints_file {
+            None => self.endpoints.clone(),
+            Some(path) => {
+                let text = std::fs::read(path).map_err(|source| ConfigError::File {
+                    path: path.clone(),
+                    source,
+                })?;
+                serde_json::from_slice(&text).map_err(|source| ConfigError::Form {
+                    path: path.clone(),
+                    source,
+                })?
+            }
+        };
+        check_endpoints(&endpoints)?;
+        Ok(endpoints)
+    }
+}
+
+fn check_endpoints(endpoints: &[EndpointConfig]) -> Result<(), ConfigError> {
+    if endpoints.len() > MAX_ENDPOINTS {
+        return Err(ConfigError::TooManyEndpoints);
+    }
+    let mut seen = BTreeSet::new();
+    for endpoint in endpoints {
+        endpoint.authority()?;
+        if !seen.insert(&endpoint.address) {
+            return Err(ConfigError::Duplicate(endpoint.address.clone()));
+        }
+    }
+    Ok(())
+}
+
+impl EndpointConfig {
+    /// The address, as a URI has it.
+    pub(crate) fn authority(&self) -> Result<Authority, ConfigError> {
+        let wrong = || ConfigError::Address(self.address.clone());
+        let authority: Authority = self.address.parse().map_err(|_| wrong())?;
+        let whole = !authority.host().is_empty() && authority.port_u16().is_some_and(|p| p != 0);
+        if whole && !self.address.contains('@') {
+            Ok(authority)
+        } else {
+            Err(wrong())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Result<Vec<EndpointConfig>, String> {
+        let config: GatewayConfig = serde_json::from_str(json).map_err(|e| e.to_string())?;
+        config.resolve().map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_list_of_endpoints_is_all_that_is_needed() {
+        let found = read(
+            r#"{"endpoints":[{"address":"127.0.0.1:1","role":"decode"},{"address":"[::1]:2","role":"prefill","name":"p"}]}"#,
+        );
+        let found = found.unwrap();
+        assert_eq!(
+            (found[0].role, found[1].role),
+            (Role::Decode, Role::Prefill)
+        );
+        assert_eq!(found[1].name.as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_reason() {
+        let cases = [
+            (r#"{}"#, "either endpoints"),
+            (
+                r#"{"endpoints":[],"endpoints_file":"/nowhere/e.json"}"#,
+                "cannot read",
+            ),
+            (
+                r#"{"endpoints":[{"address":"a:1","role":"decode"}],"endpoints_file":"x"}"#,
+                "either endpoints",
+            ),
+            (
+                r#"{"endpoints":[{"address":"a","role":"decode"}]}"#,
+                "not host:port",
+            ),
+            (
+                r#"{"endpoints":[{"address":"u@a:1","role":"decode"}]}"#,
+                "not host:port",
+            ),
+            (
+                r#"{"endpoints":[{"address":"http://a:1","role":"decode"}]}"#,
+                "not host:port",
+            ),
+            (
+                r#"{"endpoints":[{"address":"a:1","role":"decode"},{"address":"a:1","role":"prefill"}]}"#,
+                "twice",
+            ),
+            (
+                r#"{"endpoints":[{"address":"a:1","role":"cook"}]}"#,
+                "unknown variant",
+            ),
+            (r#"{"endpoint":[]}"#, "unknown field"),
+            (
+                r#"{"endpoints":[{"address":"a:1","role":"decode"}],"limits":{"max_tries":0}}"#,
+                "greater than zero",
+            ),
+            (
+                r#"{"endpoints":[{"address":"a:1","role":"decode"}],"decode_weights":{"queue-scorer":-1}}"#,
+                "not negative",
+            ),
+        ];
+        for (json, reason) in cases {
+            let error = read(json).unwrap_err();
+            assert!(error.contains(reason), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_survives_being_written_and_read() {
+        let config = GatewayConfig {
+            pd_threshold: None,
+            ..GatewayConfig::default()
+        };
+        let text = serde_json::to_string(&config).unwrap();
+        let again: GatewayConfig = serde_json::from_str(&text).unwrap();
+        assert_eq!(again.pd_threshold, None);
+        assert_eq!(again.decode_weights, config.decode_weights);
+    }
+}

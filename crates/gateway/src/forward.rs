@@ -1,0 +1,199 @@
+//! Sends a request to the servers chosen for it, and to others if they fail.
+//!
+//! As long as nothing of an answer has reached the client, a failed server is a reason to try the next. Answers that
+//! are not streamed are read whole before they are passed on, so that this includes a server that dies in the middle.
+
+use crate::desk::Route;
+use crate::events::{Ending, Events};
+use crate::facts::Facts;
+use crate::fleet::Flight;
+use crate::front::{Gateway, ResponseBody};
+use crate::metrics::{Retry, Timer};
+use crate::outgoing::Outgoing;
+use crate::refusal::Refusal;
+use baton_http::{BodyError, ClientError, collect, strip_hop_by_hop};
+use baton_openai::{ApiError, ErrorKind};
+use baton_scheduler::{EndpointId, Health, Unschedulable};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderValue, Response, StatusCode};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// What a streamed answer holds until its end: its place here, its count at the server, its time.
+pub(crate) type Guard = (OwnedSemaphorePermit, Flight, Timer);
+
+/// What became of one try.
+enum Outcome {
+    /// A streamed answer has begun.
+    Stream(Response<Incoming>, Flight),
+    /// A whole answer for the client.
+    Whole(Response<ResponseBody>),
+    /// The server has no room; this is what it said.
+    Busy(Response<ResponseBody>),
+    /// No connection.
+    Unreachable,
+    /// The connection failed before the answer was complete.
+    Lost,
+}
+
+/// A request on its way, with what it holds meanwhile.
+pub(crate) struct Journey {
+    pub(crate) outgoing: Outgoing,
+    pub(crate) place: OwnedSemaphorePermit,
+    pub(crate) timer: Timer,
+}
+
+/// Answers `journey`, whose body says `facts`.
+pub(crate) async fn forward(
+    gateway: &Gateway,
+    journey: Journey,
+    facts: &Facts<'_>,
+) -> Result<Response<ResponseBody>, Refusal> {
+    let prompt = gateway.desk.prompt(facts);
+    let model = facts.model.as_deref();
+    let mut tried: Vec<EndpointId> = Vec::new();
+    let mut failure = Err(Refusal::NoServer);
+    while tried.len() < gateway.limits.max_tries {
+        let route = match gateway.desk.route(model, &prompt, &tried) {
+            Ok(route) => route,
+            Err(Unschedulable::UnknownModel) => return Err(unknown_model(model)),
+            Err(Unschedulable::NoneHealthy) => break,
+        };
+        gateway.metrics.decided(&route.decision.prefill);
+        tracing::debug!(server = &*route.decode.name, decision = ?route.decision, "routed");
+        let server = route.decision.decode;
+        tried.push(server);
+        let reason = match attempt(gateway, &journey.outgoing, route).await {
+            Outcome::Stream(response, flight) => return Ok(stream(response, flight, journey)),
+            Outcome::Whole(response) => return Ok(response),
+            Outcome::Busy(response) => {
+                failure = Ok(response);
+                Retry::Busy
+            }
+            Outcome::Unreachable => Retry::Unreachable,
+            Outcome::Lost => {
+                failure = Err(Refusal::ServersFailed);
+                Retry::Lost
+            }
+        };
+        gateway.metrics.retry(reason);
+        tracing::warn!(server = server.0, ?reason, "a try failed");
+    }
+    failure
+}
+
+async fn attempt(gateway: &Gateway, outgoing: &Outgoing, route: Route) -> Outcome {
+    let Route {
+        decode, prefill, ..
+    } = route;
+    let Some(request) = outgoing.request(&decode.authority, prefill.as_ref().map(|p| &p.authority))
+    else {
+        return Outcome::Lost;
+    };
+    let sent = tokio::select! {
+        sent = gateway.client.send(request) => sent,
+        () = decode.silence() => return Outcome::Lost,
+    };
+    // The prompt is done: the prefill server has no more work with this request.
+    drop(prefill);
+    let response = match sent {
+        Ok(response) => response,
+        Err(error) => {
+            tracing::debug!(server = &*decode.name, %error, "no answer");
+            return failed(&decode, &error);
+        }
+    };
+    if is_event_stream(&response) {
+        return Outcome::Stream(response, decode);
+    }
+    tokio::select! {
+        outcome = whole(response, gateway.limits.max_response_bytes) => outcome,
+        () = decode.silence() => Outcome::Lost,
+    }
+}
+
+/// A server that cannot be connected to gets nothing more until its probe finds it again.
+fn failed(server: &Flight, error: &ClientError) -> Outcome {
+    match error {
+        ClientError::Connect(_) => {
+            server.set_health(Health::Unreachable);
+            Outcome::Unreachable
+        }
+        ClientError::Sent(_) => Outcome::Lost,
+    }
+}
+
+/// Reads an answer that is not streamed to its end.
+async fn whole(response: Response<Incoming>, limit: usize) -> Outcome {
+    let (mut parts, body) = response.into_parts();
+    strip_hop_by_hop(&mut parts.headers);
+    parts.headers.remove(CONTENT_LENGTH);
+    match collect(body, limit).await {
+        Ok(body) => {
+            let busy = is_busy(parts.status);
+            let response = Response::from_parts(parts, Either::Left(Full::new(body)));
+            if busy {
+                Outcome::Busy(response)
+            } else {
+                Outcome::Whole(response)
+            }
+        }
+        // Another server would give the same answer.
+        Err(BodyError::TooLarge { .. }) => Outcome::Whole(Refusal::ServersFailed.into_response()),
+        Err(BodyError::Stalled | BodyError::Broken(_)) => Outcome::Lost,
+    }
+}
+
+/// Statuses with which a server, or a proxy before it, says that another one might do better.
+fn is_busy(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    )
+}
+
+fn is_event_stream(response: &Response<Incoming>) -> bool {
+    let content_type = response
+        .headers()
+        .get(CONTENT_TYPE)
+        .map(HeaderValue::as_bytes)
+        .unwrap_or_default();
+    content_type
+        .to_ascii_lowercase()
+        .starts_with(b"text/event-stream")
+}
+
+/// Passes a stream on; what `journey` and `flight` hold is held until it ends.
+fn stream(
+    response: Response<Incoming>,
+    flight: Flight,
+    journey: Journey,
+) -> Response<ResponseBody> {
+    let (mut parts, body) = response.into_parts();
+    strip_hop_by_hop(&mut parts.headers);
+    parts.headers.remove(CONTENT_LENGTH);
+    let ending = match journey.outgoing.path.path() {
+        "/v1/completions" | "/v1/chat/completions" => Ending::Done,
+        _ => Ending::Own,
+    };
+    let silence = Box::pin(flight.silence());
+    let guard = (journey.place, flight, journey.timer);
+    Response::from_parts(
+        parts,
+        Either::Right(Events::new(body, silence, ending, guard)),
+    )
+}
+
+/// As vLLM says it.
+fn unknown_model(model: Option<&str>) -> Refusal {
+    let message = format!("The model `{}` does not exist.", model.unwrap_or_default());
+    Refusal::Api(ApiError {
+        kind: ErrorKind::NotFound,
+        message,
+        param: Some("model".to_owned()),
+    })
+}

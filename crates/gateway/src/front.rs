@@ -1,0 +1,229 @@
+//! Which path is whose: what the gateway answers itself, and what goes to servers.
+
+use crate::config::{ConfigError, GatewayConfig, Limits};
+use crate::desk::Desk;
+use crate::events::Events;
+use crate::facts::{self, Facts};
+use crate::forward::{Guard, Journey, forward};
+use crate::metrics::{Metrics, Timer};
+use crate::models;
+use crate::outgoing::{Outgoing, REQUEST_ID, forwardable, request_id};
+use crate::refusal::{Refusal, json};
+use baton_http::{BodyError, Client, collect};
+use baton_openai::{ApiError, ErrorKind};
+use baton_scheduler::Health;
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body as _;
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use std::sync::Arc;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// A whole answer, or one that streams.
+pub(crate) type ResponseBody = Either<Full<Bytes>, Events<Incoming, Guard>>;
+
+/// Bytes that one permit of the budget for request bodies stands for.
+const BUDGET_UNIT: usize = 1024;
+
+/// Everything that answers requests.
+#[derive(Debug)]
+pub(crate) struct Gateway {
+    pub(crate) desk: Arc<Desk>,
+    pub(crate) client: Client,
+    pub(crate) metrics: Metrics,
+    pub(crate) limits: Limits,
+    places: Arc<Semaphore>,
+    body_budget: Semaphore,
+}
+
+const VERSION: &str = concat!("{\"version\":\"", env!("CARGO_PKG_VERSION"), "\"}");
+
+/// What a path is.
+enum Target {
+    Health,
+    Metrics,
+    Version,
+    Models,
+    /// A server's.
+    Server,
+}
+
+impl Gateway {
+    pub(crate) fn new(config: &GatewayConfig) -> Result<Self, ConfigError> {
+        let limits = config.limits.clone();
+        let permits = |n: usize| n.min(Semaphore::MAX_PERMITS);
+        Ok(Self {
+            desk: Arc::new(Desk::new(config)?),
+            client: Client::default(),
+            metrics: Metrics::new(),
+            places: Arc::new(Semaphore::new(permits(limits.max_in_flight))),
+            body_budget: Semaphore::new(permits(limits.max_buffered_bytes.div_ceil(BUDGET_UNIT))),
+            limits,
+        })
+    }
+
+    /// Answers a request; whatever goes wrong is an answer too.
+    pub(crate) async fn answer(&self, req: Request<Incoming>) -> Response<ResponseBody> {
+        let id = request_id(req.headers());
+        let path = req.uri().path().to_owned();
+        let timer = self.metrics.begin(&path);
+        let started = timer.started();
+        let mut response = match target(req.method(), &path) {
+            Ok(target) => self
+                .dispatch(target, req, &id, timer)
+                .await
+                .unwrap_or_else(Refusal::into_response),
+            Err(refusal) => refusal.into_response(),
+        };
+        response.headers_mut().entry(REQUEST_ID).or_insert(id);
+        self.metrics.answered(&path, response.status(), started);
+        response
+    }
+
+    async fn dispatch(
+        &self,
+        target: Target,
+        req: Request<Incoming>,
+        id: &HeaderValue,
+        timer: Timer,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        match target {
+            Target::Health => self.health(),
+            Target::Version => Ok(json(StatusCode::OK, Bytes::from_static(VERSION.as_bytes()))),
+            Target::Metrics => Ok(self.render_metrics()),
+            Target::Models => models::answer(self, &split(req, id).0).await,
+            Target::Server => self.serve(req, id, timer).await,
+        }
+    }
+
+    /// Ready as soon as somebody can generate.
+    fn health(&self) -> Result<Response<ResponseBody>, Refusal> {
+        let ready = self
+            .desk
+            .servers()
+            .iter()
+            .any(|s| s.role.decodes() && s.health() == Health::Healthy);
+        if ready {
+            Ok(Response::new(Either::Left(Full::default())))
+        } else {
+            Err(Refusal::NoServer)
+        }
+    }
+
+    fn render_metrics(&self) -> Response<ResponseBody> {
+        let mut response = json(StatusCode::OK, self.metrics.render(&self.desk).into());
+        let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        response.headers_mut().insert(CONTENT_TYPE, text);
+        response
+    }
+
+    async fn serve(
+        &self,
+        req: Request<Incoming>,
+        id: &HeaderValue,
+        timer: Timer,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let place = self
+            .places
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| Refusal::Full)?;
+        let _budget = self.budget(&req)?;
+        let (mut outgoing, body) = split(req, id);
+        let body = match outgoing.method {
+            Method::POST => collect(body, self.limits.max_request_bytes)
+                .await
+                .map_err(|e| unread(&e))?,
+            _ => Bytes::new(),
+        };
+        let facts = match body.is_empty() {
+            true => Facts::default(),
+            false => facts::read(&body).map_err(Refusal::Api)?,
+        };
+        outgoing.body = facts::without_foreign_kv(body.clone(), &facts.foreign_kv);
+        forward(
+            self,
+            Journey {
+                outgoing,
+                place,
+                timer,
+            },
+            &facts,
+        )
+        .await
+    }
+
+    /// Room for the body of `req`, as long as it says it is, or as long as it may be.
+    fn budget(&self, req: &Request<Incoming>) -> Result<SemaphorePermit<'_>, Refusal> {
+        let longest = self
+            .limits
+            .max_request_bytes
+            .min(self.limits.max_buffered_bytes);
+        let declared = req
+            .body()
+            .size_hint()
+            .upper()
+            .and_then(|n| usize::try_from(n).ok());
+        let units = declared
+            .unwrap_or(longest)
+            .min(longest)
+            .div_ceil(BUDGET_UNIT);
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        self.body_budget
+            .try_acquire_many(units)
+            .map_err(|_| Refusal::Full)
+    }
+}
+
+fn target(method: &Method, path: &str) -> Result<Target, Refusal> {
+    let (target, allowed): (Target, &[Method]) = match path {
+        "/health" => (Target::Health, &[Method::GET]),
+        "/ping" => (Target::Health, &[Method::GET, Method::POST]),
+        "/metrics" => (Target::Metrics, &[Method::GET]),
+        "/version" => (Target::Version, &[Method::GET]),
+        "/v1/models" => (Target::Models, &[Method::GET]),
+        "/tokenize" | "/detokenize" => (Target::Server, &[Method::POST]),
+        path if path.starts_with("/v1/") => (
+            Target::Server,
+            &[Method::GET, Method::POST, Method::OPTIONS],
+        ),
+        _ => return Err(Refusal::NoSuchPath),
+    };
+    match (allowed.contains(method), allowed) {
+        (true, _) => Ok(target),
+        (false, [Method::POST]) => Err(Refusal::NoSuchMethod("POST")),
+        (false, [Method::GET]) => Err(Refusal::NoSuchMethod("GET")),
+        (false, _) => Err(Refusal::NoSuchMethod("GET, POST")),
+    }
+}
+
+/// The request as it will go out, without its body, and the body.
+fn split(req: Request<Incoming>, id: &HeaderValue) -> (Outgoing, Incoming) {
+    let (parts, body) = req.into_parts();
+    let path = parts
+        .uri
+        .path_and_query()
+        .cloned()
+        .unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let headers = forwardable(parts.headers, id);
+    (
+        Outgoing {
+            method: parts.method,
+            path,
+            headers,
+            body: Bytes::new(),
+        },
+        body,
+    )
+}
+
+fn unread(error: &BodyError) -> Refusal {
+    let kind = match error {
+        BodyError::TooLarge { .. } => ErrorKind::PayloadTooLarge,
+        BodyError::Stalled | BodyError::Broken(_) => ErrorKind::BadRequest,
+    };
+    Refusal::Api(ApiError::new(kind, error.to_string()))
+}

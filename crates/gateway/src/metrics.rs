@@ -1,0 +1,216 @@
+//! The gateway's own metrics. All names and help texts are here; label values are bounded.
+
+use crate::desk::Desk;
+use baton_scheduler::{Health, Prefill};
+use http::StatusCode;
+use prometheus::{
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder, core::Collector,
+};
+use std::time::Instant;
+
+/// Seconds; up to the ten minutes that a long generation takes.
+const BUCKETS: [f64; 18] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 240.0,
+    480.0, 960.0,
+];
+
+/// Paths that have a label of their own.
+const PATHS: [&str; 9] = [
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/models",
+    "/tokenize",
+    "/detokenize",
+    "/health",
+    "/metrics",
+    "/version",
+];
+
+/// Why a request was sent to another server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Retry {
+    /// No connection.
+    Unreachable,
+    /// The connection failed before the answer was complete.
+    Lost,
+    /// The server said that it has no room.
+    Busy,
+}
+
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    seconds: HistogramVec,
+    to_first_byte: HistogramVec,
+    decisions: IntCounterVec,
+    retries: IntCounterVec,
+    in_progress: IntGauge,
+    endpoints: IntGaugeVec,
+}
+
+/// A request in progress: counts it, and takes its time, until dropped.
+#[derive(Debug)]
+pub(crate) struct Timer {
+    started: Instant,
+    seconds: Histogram,
+    in_progress: IntGauge,
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.seconds.observe(self.started.elapsed().as_secs_f64());
+        self.in_progress.dec();
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let registry = Registry::new();
+        let r = &registry;
+        Self {
+            requests: counters(
+                r,
+                "baton_gateway_requests_total",
+                "Answers given, by path and status.",
+                &["path", "code"],
+            ),
+            decisions: counters(
+                r,
+                "baton_gateway_pd_decisions_total",
+                "Requests by whether a prefill server takes part: prefill-decode, decode-only, no-prefill-server.",
+                &["decision"],
+            ),
+            retries: counters(
+                r,
+                "baton_gateway_retries_total",
+                "Tries that failed, by reason.",
+                &["reason"],
+            ),
+            seconds: seconds(
+                r,
+                "baton_gateway_request_seconds",
+                "From a request's head to the end of its answer.",
+            ),
+            to_first_byte: seconds(
+                r,
+                "baton_gateway_time_to_first_byte_seconds",
+                "From a request's head to the head of its answer.",
+            ),
+            in_progress: registered(
+                r,
+                IntGauge::new(
+                    "baton_gateway_requests_in_progress",
+                    "Requests in progress.",
+                ),
+            ),
+            endpoints: registered(
+                r,
+                IntGaugeVec::new(
+                    Opts::new("baton_gateway_endpoints", "Servers by role and health."),
+                    &["role", "health"],
+                ),
+            ),
+            registry,
+        }
+    }
+
+    /// A request for `path` has begun.
+    pub(crate) fn begin(&self, path: &str) -> Timer {
+        self.in_progress.inc();
+        let seconds = self.seconds.with_label_values(&[label(path)]);
+        Timer {
+            started: Instant::now(),
+            seconds,
+            in_progress: self.in_progress.clone(),
+        }
+    }
+
+    /// The head of an answer is there.
+    pub(crate) fn answered(&self, path: &str, status: StatusCode, started: Instant) {
+        self.requests
+            .with_label_values(&[label(path), status.as_str()])
+            .inc();
+        self.to_first_byte
+            .with_label_values(&[label(path)])
+            .observe(started.elapsed().as_secs_f64());
+    }
+
+    /// A request was given its servers.
+    pub(crate) fn decided(&self, prefill: &Prefill) {
+        let decision = match prefill {
+            Prefill::At(..) => "prefill-decode",
+            Prefill::NotWorthIt => "decode-only",
+            Prefill::NoneHealthy => "no-prefill-server",
+        };
+        self.decisions.with_label_values(&[decision]).inc();
+    }
+
+    /// A try failed.
+    pub(crate) fn retry(&self, reason: Retry) {
+        let reason = match reason {
+            Retry::Unreachable => "unreachable",
+            Retry::Lost => "lost",
+            Retry::Busy => "busy",
+        };
+        self.retries.with_label_values(&[reason]).inc();
+    }
+
+    /// Everything as Prometheus text.
+    pub(crate) fn render(&self, desk: &Desk) -> Vec<u8> {
+        self.endpoints.reset();
+        for server in desk.servers().iter() {
+            let endpoint = server.endpoint();
+            let role = format!("{:?}", endpoint.role).to_lowercase();
+            let health = match endpoint.health {
+                Health::Healthy => "healthy",
+                Health::Draining => "draining",
+                Health::Unreachable => "unreachable",
+            };
+            self.endpoints
+                .with_label_values(&[role.as_str(), health])
+                .inc();
+        }
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics cannot be written");
+        }
+        text
+    }
+}
+
+impl Timer {
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+}
+
+/// What a client makes up must not become a label.
+fn label(path: &str) -> &'static str {
+    PATHS
+        .into_iter()
+        .find(|known| *known == path)
+        .unwrap_or("other")
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    registered(registry, IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+fn seconds(registry: &Registry, name: &str, help: &str) -> HistogramVec {
+    let opts = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
+    registered(registry, HistogramVec::new(opts, &["path"]))
+}
+
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: prometheus::Result<C>,
+) -> C {
+    let collector = collector.expect("names are constants and valid");
+    registry
+        .register(Box::new(collector.clone()))
+        .expect("names are unique");
+    collector
+}

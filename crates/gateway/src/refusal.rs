@@ -1,0 +1,95 @@
+//! Answers that the gateway gives itself when no server can: OpenAI's error form, or vLLM's for unknown paths.
+
+use crate::front::ResponseBody;
+use baton_openai::ApiError;
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Response, StatusCode};
+use http_body_util::{Either, Full};
+
+/// Why the gateway answers with an error of its own.
+#[derive(Clone, Debug)]
+pub(crate) enum Refusal {
+    /// An error that a model server would give as well.
+    Api(ApiError),
+    /// Servers took the request and failed, one after another.
+    ServersFailed,
+    /// No server can take it now.
+    NoServer,
+    /// Too much is in progress.
+    Full,
+    /// Not a path of ours.
+    NoSuchPath,
+    /// Not a method of this path; these are.
+    NoSuchMethod(&'static str),
+}
+
+impl Refusal {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Api(e) => {
+                StatusCode::from_u16(e.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+            }
+            Self::ServersFailed => StatusCode::BAD_GATEWAY,
+            Self::NoServer | Self::Full => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoSuchPath => StatusCode::NOT_FOUND,
+            Self::NoSuchMethod(_) => StatusCode::METHOD_NOT_ALLOWED,
+        }
+    }
+
+    fn body(&self) -> Bytes {
+        let envelope = |message: &str, kind: &str| {
+            let error = serde_json::json!({"message": message, "type": kind, "param": null, "code": self.status().as_u16()});
+            serde_json::json!({ "error": error }).to_string().into()
+        };
+        match self {
+            Self::Api(e) => serde_json::to_vec(e).unwrap_or_default().into(),
+            Self::ServersFailed => envelope(
+                "the servers failed before the answer was complete",
+                "BadGatewayError",
+            ),
+            Self::NoServer => envelope("no server can answer now", "ServiceUnavailableError"),
+            Self::Full => envelope("too many requests in progress", "ServiceUnavailableError"),
+            Self::NoSuchPath => Bytes::from_static(br#"{"detail":"Not Found"}"#),
+            Self::NoSuchMethod(_) => Bytes::from_static(br#"{"detail":"Method Not Allowed"}"#),
+        }
+    }
+
+    /// As a response.
+    pub(crate) fn into_response(self) -> Response<ResponseBody> {
+        let mut response = json(self.status(), self.body());
+        match &self {
+            Self::NoServer | Self::Full => {
+                response
+                    .headers_mut()
+                    .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            Self::NoSuchMethod(allowed) => {
+                response
+                    .headers_mut()
+                    .insert(ALLOW, HeaderValue::from_static(allowed));
+            }
+            _ => {}
+        }
+        response
+    }
+
+    /// As the end of a stream that has begun.
+    pub(crate) fn into_last_events(self) -> Bytes {
+        let mut events = b"data: ".to_vec();
+        events.extend_from_slice(&self.body());
+        events.extend_from_slice(b"\n\n");
+        events.extend_from_slice(baton_openai::sse::DONE);
+        events.into()
+    }
+}
+
+/// A complete JSON answer.
+pub(crate) fn json(status: StatusCode, body: Bytes) -> Response<ResponseBody> {
+    let mut response = Response::new(Either::Left(Full::new(body)));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
