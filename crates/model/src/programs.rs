@@ -210,6 +210,26 @@ mod tests {
     }
 
     #[test]
+    fn programs_are_plain_stablehlo_with_static_shapes_for_any_platform() {
+        for program in [
+            Program::Decode(3),
+            Program::Prefill(16),
+            Program::Export(2),
+            Program::Import(2),
+        ] {
+            let graph = program.graph(&tiny(), &POOL).unwrap();
+            let text = Lowerings::plain().lower(&graph).unwrap().text;
+            assert!(
+                !text.contains("custom_call") && !text.contains("tensor<?"),
+                "{program}"
+            );
+            let of_stablehlo =
+                |line: &str| !line.trim_start().starts_with('%') || line.contains("stablehlo.");
+            assert!(text.lines().all(of_stablehlo), "{program}");
+        }
+    }
+
+    #[test]
     fn half_precision_programs_lower_too() {
         let pool = Pool {
             element: Element::BF16,
