@@ -136,6 +136,10 @@ fn raise_exception(message: &str) -> Result<Value, minijinja::Error> {
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "minijinja hands filters their keyword arguments by value"
+)]
 fn to_json(value: &Value, kwargs: minijinja::value::Kwargs) -> Result<Value, minijinja::Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     kwargs.assert_all_used()?;
@@ -205,9 +209,9 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn render(source: &str, messages: serde_json::Value) -> Result<String, TemplateError> {
+    fn render(source: &str, messages: &serde_json::Value) -> Result<String, TemplateError> {
         ChatTemplate::new(source, "<s>", "</s>")?.render(&ChatInput {
-            messages: &messages,
+            messages,
             tools: &serde_json::Value::Null,
             ending: Ending::GenerationPrompt,
             kwargs: &json!({"shout": true, "bos_token": "ignored"}),
@@ -223,7 +227,7 @@ mod tests {
             {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
         let out = render(
             source,
-            json!([{"role": "user", "content": "a <b> & \"c\""}]),
+            &json!([{"role": "user", "content": "a <b> & \"c\""}]),
         )
         .unwrap();
         assert_eq!(
@@ -236,7 +240,7 @@ mod tests {
     fn blocks_take_their_line_with_them() {
         let source = "{%- for m in messages %}\n    {% if true %}\n{{ m.content | trim }}\n    {% endif %}\n{% endfor %}end";
         assert_eq!(
-            render(source, json!([{"content": " x "}, {"content": "y"}])).unwrap(),
+            render(source, &json!([{"content": " x "}, {"content": "y"}])).unwrap(),
             "x\ny\nend"
         );
     }
@@ -245,7 +249,7 @@ mod tests {
     fn pythons_methods_and_json_work() {
         let source = "{{ messages[0].content.strip().upper() }} {{ messages[0] | tojson }} {{ bos_token }} {{ shout }} \
             {{ strftime_now('%d %b %Y') }}{% for k, v in messages[0].items() %} {{ k }}{% endfor %}";
-        let out = render(source, json!([{"role": "ü<", "content": " a "}])).unwrap();
+        let out = render(source, &json!([{"role": "ü<", "content": " a "}])).unwrap();
         assert_eq!(
             out,
             "A {\"role\": \"ü<\", \"content\": \" a \"} <s> True 26 Nov 2025 role content"
@@ -254,14 +258,14 @@ mod tests {
 
     #[test]
     fn a_templates_own_refusal_is_told_from_its_failure() {
-        let refused = render("{{ raise_exception('roles must alternate') }}", json!([]));
+        let refused = render("{{ raise_exception('roles must alternate') }}", &json!([]));
         assert!(matches!(refused, Err(TemplateError::Refused(m)) if m == "roles must alternate"));
         assert!(matches!(
-            render("{{ messages[0].x.y.z }}", json!([])),
+            render("{{ messages[0].x.y.z }}", &json!([])),
             Err(TemplateError::Failed(_))
         ));
         assert!(matches!(
-            render("{% if %}", json!([])),
+            render("{% if %}", &json!([])),
             Err(TemplateError::Broken(_))
         ));
     }
@@ -270,7 +274,7 @@ mod tests {
     fn an_endless_template_is_stopped() {
         let source = "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a * b %}{% endfor %}{% endfor %}";
         assert!(matches!(
-            render(source, json!([])),
+            render(source, &json!([])),
             Err(TemplateError::Failed(_))
         ));
     }

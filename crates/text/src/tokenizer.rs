@@ -149,10 +149,10 @@ impl TokenBytes {
             Vec::with_capacity(n),
             vec![false; n],
         );
-        for id in 0..n {
+        for (id, is_special) in special.iter_mut().enumerate() {
             if let Some(token) = added.get(&(id as u32)) {
                 all.extend_from_slice(token.content.as_bytes());
-                special[id] = token.special;
+                *is_special = token.special;
             } else if let Some(token) = inner.id_to_token(id as u32) {
                 form.append(&token, &mut all);
             }
