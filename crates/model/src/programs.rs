@@ -14,7 +14,7 @@ const DECODE_GROWTH: usize = 4;
 const PREFILL_FIRST: usize = 16;
 const PREFILL_GROWTH: usize = 8;
 /// Blocks moved by one export or import.
-const TRANSFER: [usize; 2] = [8, 64];
+const TRANSFER: [usize; 1] = [32];
 
 /// One program's shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

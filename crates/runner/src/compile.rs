@@ -3,7 +3,7 @@
 use crate::OpenError;
 use crate::options::Options;
 use crate::program_cache::{ProgramCache, file_identity, processor};
-use crate::runner::Progress;
+use crate::runner::Loading;
 use baton_graph::hlo::{Element, Module, Type};
 use baton_graph::{Arg, Lowered, Packing};
 use baton_kv::DType;
@@ -24,7 +24,7 @@ pub(crate) fn compile_all(
     programs: Vec<(Program, Lowered)>,
     (client, device): (&Client, &Device),
     options: &Options,
-    progress: &(dyn Fn(Progress<'_>) + Sync),
+    progress: &(dyn Fn(Loading<'_>) + Sync),
 ) -> Result<BTreeMap<Program, Loaded>, OpenError> {
     let cache = open_cache(options, client, device)?;
     let compiler = CompileOptions {
@@ -42,7 +42,7 @@ pub(crate) fn compile_all(
                 },
             )?;
         let loaded = done.fetch_add(1, Ordering::Relaxed) + 1;
-        progress(Progress::Program {
+        progress(Loading::Program {
             name: &name,
             cached,
             loaded,

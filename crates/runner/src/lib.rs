@@ -17,5 +17,5 @@ mod weights;
 
 pub use error::OpenError;
 pub use options::{KvSize, Options, Role, Shapes, ladder};
-pub use runner::{Model, PjrtRunner, Progress};
+pub use runner::{Loading, Model, PjrtRunner};
 pub use weights::LoadWeight;

@@ -222,7 +222,7 @@ mod tests {
             .into_iter()
             .map(|(name, _)| name)
             .collect();
-        assert_eq!(names, ["prefill-16", "prefill-64", "export-8", "export-64"]);
+        assert_eq!(names, ["prefill-16", "prefill-64", "export-32"]);
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub struct Model<'a> {
 
 /// How far opening has come. Weights and programs come at the same time, from several threads.
 #[derive(Clone, Copy, Debug)]
-pub enum Progress<'a> {
+pub enum Loading<'a> {
     /// Bytes of weights on the device.
     Weights {
         /// So far.
@@ -70,7 +70,7 @@ impl PjrtRunner {
     pub fn open(
         model: Model<'_>,
         options: &Options,
-        progress: &(dyn Fn(Progress<'_>) + Sync),
+        progress: &(dyn Fn(Loading<'_>) + Sync),
     ) -> Result<Self, OpenError> {
         let plugin = Plugin::load(&options.plugin)?;
         let settings: Vec<_> = options

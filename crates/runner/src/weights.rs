@@ -2,7 +2,7 @@
 
 use crate::OpenError;
 use crate::compile::pjrt_dtype;
-use crate::runner::Progress;
+use crate::runner::Loading;
 use baton_kv::DType;
 use baton_model::{Config, Weight};
 use baton_pjrt::{Buffer, Client, Device, HostMemory, Sharing};
@@ -21,7 +21,7 @@ pub(crate) fn load(
     config: &Config,
     dtype: DType,
     (client, device): (&Client, &Device),
-    progress: &(dyn Fn(Progress<'_>) + Sync),
+    progress: &(dyn Fn(Loading<'_>) + Sync),
 ) -> Result<Vec<Buffer>, OpenError> {
     let list = baton_model::weights(config);
     let total = list.iter().map(|w| bytes(w, dtype)).sum();
@@ -48,7 +48,7 @@ pub(crate) fn load(
         buffer.ready()?.wait()?;
         let loaded =
             loaded.fetch_add(bytes(weight, dtype), Ordering::Relaxed) + bytes(weight, dtype);
-        progress(Progress::Weights { loaded, total });
+        progress(Loading::Weights { loaded, total });
         Ok(buffer)
     };
     list.par_iter().with_max_len(1).map(upload).collect()

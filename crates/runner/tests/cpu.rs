@@ -223,20 +223,27 @@ fn the_canonical_order_is_layer_head_block_kv_token_dim() {
     let fixture = Fixture::open("tiny-mha-untied");
     let mut runner = fixture.runner(Role::Decode);
     let layout = runner.spec().layout.clone();
-    let (a, b) = (BlockId(5), BlockId(3));
-    let mark: Vec<u8> = (0..2 * layout.block_bytes() / 4)
+    // More blocks than one launch moves, each element marked with its place.
+    let blocks: Vec<BlockId> = (0..40).map(|i| BlockId(140 - 3 * i)).collect();
+    let n = blocks.len();
+    let mark: Vec<u8> = (0..n * layout.block_bytes() / 4)
         .flat_map(|i| f32::from(u16::try_from(i).unwrap()).to_le_bytes())
         .collect();
-    runner.import(&[a, b], &mark).unwrap();
-    let mut only_b = vec![0; layout.block_bytes()];
-    runner.export(&[b], &mut only_b).unwrap();
+    runner.import(&blocks, &mark).unwrap();
     let size = layout.head_block_bytes();
-    for (row, found) in only_b.chunks_exact(size).enumerate() {
-        assert!(
-            found == &mark[(2 * row + 1) * size..][..size],
-            "layer and head {row}"
-        );
+    for place in [0, 7, 31, 32, 39] {
+        let mut alone = vec![0; layout.block_bytes()];
+        runner.export(&blocks[place..=place], &mut alone).unwrap();
+        for (row, found) in alone.chunks_exact(size).enumerate() {
+            assert!(
+                found == &mark[(n * row + place) * size..][..size],
+                "block {place}, layer and head {row}"
+            );
+        }
     }
+    let mut all = vec![0; mark.len()];
+    runner.export(&blocks, &mut all).unwrap();
+    assert!(all == mark, "what was imported is what is exported");
 }
 
 #[test]
