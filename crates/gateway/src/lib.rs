@@ -23,6 +23,7 @@ mod outgoing;
 mod probe;
 mod refusal;
 
+pub use baton_scheduler::{Role, Weights};
 pub use config::{ConfigError, EndpointConfig, GatewayConfig, Limits};
 
 use crate::front::Gateway;

@@ -7,11 +7,10 @@
 use crate::desk::Desk;
 use crate::exposition::{self, Scraped};
 use crate::fleet::Server;
-use baton_http::{Client, ClientError, collect};
+use baton_http::{Client, ClientError, GetError};
 use baton_scheduler::Health;
 use bytes::Bytes;
-use http::{Request, StatusCode};
-use http_body_util::Full;
+use http::StatusCode;
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -125,8 +124,8 @@ async fn look(server: &Server, client: &Client) -> Finding {
     let health =
         tokio::time::timeout(PATIENCE, get(server, client, "/health", MAX_METRICS_BYTES)).await;
     match health {
-        Err(_) | Ok(Err(Unanswered::Other)) => Finding::Silent,
-        Ok(Err(Unanswered::Refused)) => Finding::Refused,
+        Ok(Err(GetError::Client(ClientError::Connect(_)))) => Finding::Refused,
+        Err(_) | Ok(Err(_)) => Finding::Silent,
         Ok(Ok((status, _))) if !status.is_success() => Finding::Draining,
         Ok(Ok(_)) => {
             let metrics =
@@ -170,28 +169,15 @@ async fn models(server: &Server, client: &Client) -> Option<Arc<[Box<str>]>> {
     )
 }
 
-enum Unanswered {
-    Refused,
-    Other,
-}
-
 async fn get(
     server: &Server,
     client: &Client,
     path: &str,
     limit: usize,
-) -> Result<(StatusCode, Bytes), Unanswered> {
-    let uri = format!("http://{}{path}", server.authority);
-    let request = Request::get(uri)
-        .body(Full::default())
-        .map_err(|_| Unanswered::Other)?;
-    let response = client.send(request).await.map_err(|e| match e {
-        ClientError::Connect(_) => Unanswered::Refused,
-        ClientError::Sent(_) => Unanswered::Other,
-    })?;
-    let (parts, body) = response.into_parts();
-    let body = collect(body, limit).await.map_err(|_| Unanswered::Other)?;
-    Ok((parts.status, body))
+) -> Result<(StatusCode, Bytes), GetError> {
+    client
+        .get(&format!("http://{}{path}", server.authority), limit)
+        .await
 }
 
 #[cfg(test)]

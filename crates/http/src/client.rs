@@ -1,7 +1,8 @@
 //! A pooled HTTP/1.1 client that tells "nothing was sent" from "something may have been".
 
+use crate::body::{BodyError, collect};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{self, connect::HttpConnector};
@@ -78,6 +79,35 @@ impl Client {
                 true => ClientError::Connect(e),
                 false => ClientError::Sent(e),
             })
+    }
+}
+
+/// Why a whole answer did not come.
+#[derive(Debug, thiserror::Error)]
+pub enum GetError {
+    /// The address is none.
+    #[error("not an address")]
+    Uri(#[source] http::Error),
+    /// No head came.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The body did not come whole.
+    #[error(transparent)]
+    Body(#[from] BodyError),
+}
+
+impl Client {
+    /// Gets `uri` (absolute), and a body of at most `limit` bytes. As with [`Client::send`], the caller limits the time.
+    ///
+    /// # Errors
+    /// See [`GetError`]. A status that says "error" is none.
+    pub async fn get(&self, uri: &str, limit: usize) -> Result<(StatusCode, Bytes), GetError> {
+        let req = Request::get(uri)
+            .body(Full::default())
+            .map_err(GetError::Uri)?;
+        let response = self.send(req).await?;
+        let status = response.status();
+        Ok((status, collect(response.into_body(), limit).await?))
     }
 }
 

@@ -10,7 +10,7 @@ mod headers;
 mod serve;
 
 pub use body::{BodyError, collect};
-pub use client::{Client, ClientConfig, ClientError};
+pub use client::{Client, ClientConfig, ClientError, GetError};
 pub use headers::strip_hop_by_hop;
 pub use hyper_util::service::TowerToHyperService;
 pub use serve::{ServeConfig, serve};
