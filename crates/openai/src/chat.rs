@@ -225,7 +225,8 @@ pub struct ChatChoice {
     pub stop_reason: Option<StopReason>,
     /// If asked for.
     pub token_ids: Option<Vec<u32>>,
-    routed_experts: AlwaysNull,
+    /// Not reported.
+    pub routed_experts: AlwaysNull,
 }
 
 impl ChatChoice {

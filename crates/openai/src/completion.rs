@@ -135,10 +135,12 @@ pub struct CompletionChoice {
     pub stop_reason: Option<StopReason>,
     /// If asked for.
     pub token_ids: Option<Vec<u32>>,
-    prompt_logprobs: AlwaysNull,
+    /// Not computed.
+    pub prompt_logprobs: AlwaysNull,
     /// If asked for.
     pub prompt_token_ids: Option<Vec<u32>>,
-    routed_experts: AlwaysNull,
+    /// Not reported.
+    pub routed_experts: AlwaysNull,
 }
 
 /// One event of a streamed answer.

@@ -115,9 +115,15 @@ mod tests {
     fn every_form_of_prompt_is_told_apart_by_its_first_element() {
         assert_eq!(read(r#""a""#), Some(Prompt::Text("a".into())));
         assert_eq!(read("[]"), Some(Prompt::Texts(vec![])));
-        assert_eq!(read(r#"["a","b"]"#), Some(Prompt::Texts(vec!["a".into(), "b".into()])));
+        assert_eq!(
+            read(r#"["a","b"]"#),
+            Some(Prompt::Texts(vec!["a".into(), "b".into()]))
+        );
         assert_eq!(read("[1,2]"), Some(Prompt::Ids(vec![1, 2])));
-        assert_eq!(read("[[1],[]]"), Some(Prompt::IdLists(vec![vec![1], vec![]])));
+        assert_eq!(
+            read("[[1],[]]"),
+            Some(Prompt::IdLists(vec![vec![1], vec![]]))
+        );
     }
 
     #[test]

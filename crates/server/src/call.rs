@@ -1,0 +1,258 @@
+//! Station 4, admit: a request's sequences while the engine has them, and the KV they bring or hand over.
+//!
+//! Everything that a request occupies (places in the batch, blocks, a lease, a transfer) hangs on its [`Call`]:
+//! dropping it, as happens when the client hangs up, frees all of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use baton_engine::{AdmitError, FinishReason, Sampled, SeqId};
+use baton_kv::KvTransferParams;
+use baton_kv_transfer::{Export, Held, KvClient, KvServer, PullGuard, Pulled, TransferError};
+use baton_openai::ApiError;
+use tokio::sync::mpsc;
+
+use crate::inbox::{Ending, Inbox, Update};
+use crate::rejection;
+use crate::validate;
+
+/// One token of one of the request's sequences.
+#[derive(Debug)]
+pub(crate) struct Token {
+    pub(crate) choice: usize,
+    pub(crate) sampled: Sampled,
+    pub(crate) finish: Option<FinishReason>,
+    /// Prompt tokens of this sequence that were not computed.
+    pub(crate) cached_tokens: u32,
+}
+
+/// A request in the engine.
+pub(crate) struct Call {
+    updates: mpsc::Receiver<Update>,
+    endings: Vec<Ending>,
+    is_done: Vec<bool>,
+    n_open: usize,
+    inbox: Inbox,
+    handing: Handing,
+    max_model_len: u32,
+}
+
+/// What a request does with KV besides computing it.
+pub(crate) enum Handing {
+    /// Nothing.
+    Keep,
+    /// Hands the prompt's KV over when it is there.
+    Out {
+        server: Arc<KvServer>,
+        params: Option<KvTransferParams>,
+    },
+    /// Takes the prompt's KV over.
+    In(Incoming),
+}
+
+/// KV that another server has for this request.
+pub(crate) struct Incoming {
+    client: Arc<KvClient>,
+    params: KvTransferParams,
+    held: Option<Held>,
+    transfer: Option<PullGuard>,
+    has_arrived: Arc<AtomicBool>,
+}
+
+impl Call {
+    /// The request whose sequences were admitted with `endings`.
+    pub(crate) fn new(
+        updates: mpsc::Receiver<Update>,
+        endings: Vec<Ending>,
+        inbox: Inbox,
+        handing: Handing,
+        max_model_len: u32,
+    ) -> Self {
+        let n_open = endings.len();
+        let is_done = vec![false; n_open];
+        Self {
+            updates,
+            endings,
+            is_done,
+            n_open,
+            inbox,
+            handing,
+            max_model_len,
+        }
+    }
+
+    /// The next token; `None` when all sequences have ended. Cancel safe.
+    ///
+    /// # Errors
+    /// When the engine refuses the request, or has failed.
+    pub(crate) async fn next(&mut self) -> Result<Option<Token>, ApiError> {
+        while self.n_open > 0 {
+            match self.updates.recv().await {
+                None => return Err(rejection::engine_dead()),
+                Some(Update::Refused(error)) => return Err(self.refused(&error)),
+                Some(Update::Export(export)) => self.handing.publish(export),
+                Some(Update::FetchKv {
+                    seq,
+                    first_block,
+                    n_blocks,
+                }) => {
+                    self.handing.fetch(seq, first_block, n_blocks, &self.inbox);
+                }
+                Some(Update::Token {
+                    choice,
+                    sampled,
+                    finish,
+                    cached_tokens,
+                }) => {
+                    self.handing.settle();
+                    if self.is_done[choice] {
+                        continue;
+                    }
+                    if finish.is_some() {
+                        self.close(choice);
+                    }
+                    return Ok(Some(Token {
+                        choice,
+                        sampled,
+                        finish,
+                        cached_tokens,
+                    }));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Ends one sequence because its text is complete.
+    pub(crate) fn stop(&mut self, choice: usize) {
+        if !self.is_done[choice] {
+            self.close(choice);
+            self.endings[choice].stop();
+            self.inbox.wake();
+        }
+    }
+
+    /// The object that moved this request's KV, for its client: with the right to fetch, if KV was handed out;
+    /// without, if KV came in.
+    pub(crate) fn moved(&self) -> Option<KvTransferParams> {
+        match &self.handing {
+            Handing::Keep => None,
+            Handing::Out { params, .. } => params.clone(),
+            Handing::In(incoming) => {
+                let has_arrived = incoming.has_arrived.load(Ordering::Acquire);
+                has_arrived.then(|| incoming.params.client_view())
+            }
+        }
+    }
+
+    fn close(&mut self, choice: usize) {
+        self.is_done[choice] = true;
+        self.n_open -= 1;
+    }
+
+    fn refused(&self, error: &AdmitError) -> ApiError {
+        match error {
+            AdmitError::QueueFull { .. } => rejection::queue_full(),
+            AdmitError::TooLong { .. } => validate::too_long(self.max_model_len),
+            other => ApiError::bad_request(other.to_string()),
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if self.n_open > 0 {
+            let open = self
+                .endings
+                .iter()
+                .zip(&self.is_done)
+                .filter(|(_, is_done)| !**is_done);
+            open.for_each(|(ending, _)| ending.abandon());
+            self.inbox.wake();
+        }
+    }
+}
+
+impl Handing {
+    fn publish(&mut self, export: Export) {
+        let Self::Out { server, params } = self else {
+            return;
+        };
+        match server.publish(export) {
+            Ok(published) => *params = Some(published),
+            // The other side computes the prompt itself then.
+            Err(error) => tracing::debug!(%error, "nothing handed over"),
+        }
+    }
+
+    fn fetch(&mut self, seq: SeqId, first_block: u32, n_blocks: u32, inbox: &Inbox) {
+        let incoming = match self {
+            Self::In(incoming) => Some(incoming),
+            _ => None,
+        };
+        let started = incoming.and_then(|i| i.fetch(seq, first_block, n_blocks, inbox));
+        if started.is_none() {
+            fail(seq, inbox.clone());
+        }
+    }
+
+    /// The first token is there: what has not come by now is not needed.
+    fn settle(&mut self) {
+        if let Self::In(incoming) = self {
+            incoming.transfer = None;
+            incoming.held = None;
+        }
+    }
+}
+
+impl Incoming {
+    /// Takes hold of the KV that `params` names, so that it stays while the request waits; `None` if it can't be had.
+    pub(crate) fn hold(client: &Arc<KvClient>, params: KvTransferParams) -> Option<Self> {
+        match client.hold(&params) {
+            Ok(held) => Some(Self {
+                client: Arc::clone(client),
+                params,
+                held: Some(held),
+                transfer: None,
+                has_arrived: Arc::default(),
+            }),
+            Err(error) => {
+                tracing::warn!(%error, code = error.code(), "KV cannot be taken over; computing");
+                None
+            }
+        }
+    }
+
+    /// Tokens of the prompt whose KV can be had.
+    pub(crate) fn n_tokens(&self) -> u32 {
+        self.held.as_ref().map_or(0, Held::n_tokens)
+    }
+
+    fn fetch(&mut self, seq: SeqId, first_block: u32, n_blocks: u32, inbox: &Inbox) -> Option<()> {
+        let held = self.held.as_ref()?;
+        let (inbox, has_arrived) = (inbox.clone(), Arc::clone(&self.has_arrived));
+        let done = Box::new(move |result: Result<Pulled, TransferError>| match result {
+            Ok(pulled) => {
+                has_arrived.store(pulled.n_blocks > 0, Ordering::Release);
+                inbox.transfer_ended(seq, Some(pulled));
+            }
+            Err(error) => {
+                report(&error);
+                inbox.transfer_ended(seq, None);
+            }
+        });
+        self.transfer = Some(self.client.pull(held, first_block, n_blocks, done));
+        Some(())
+    }
+}
+
+fn report(error: &TransferError) {
+    tracing::warn!(%error, code = error.code(), "KV did not arrive; computing");
+}
+
+/// Tells the engine to compute. The inbox may be full, and async code must not wait for it on its own thread.
+fn fail(seq: SeqId, inbox: Inbox) {
+    if !inbox.try_transfer_failed(seq) {
+        tokio::task::spawn_blocking(move || inbox.transfer_ended(seq, None));
+    }
+}

@@ -1,0 +1,293 @@
+//! One request from end to end: parse → validate → tokenize → admit → answer. Each station is a file; this one is the
+//! list of them.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use baton_engine::{Handover, Limits, NewSequence, Sampling};
+use baton_kv::{KvTransferParams, KvTransferRequest};
+use baton_openai::{ApiError, ChatCompletionRequest, CompletionRequest};
+use bytes::Bytes;
+use http::HeaderMap;
+use tokio::sync::mpsc;
+
+use crate::answer::{Answer, Dialect, Echo};
+use crate::app::{App, InFlight};
+use crate::call::{Call, Handing, Incoming};
+use crate::choice::Choice;
+use crate::conversation;
+use crate::inbox::{Admission, Ending, InboxError};
+use crate::prefiller::{self, Errand};
+use crate::rejection::{self, Rejection};
+use crate::tokens::{self, Encoded};
+use crate::validate::{self, Ask};
+use crate::{body, id};
+
+/// Events besides tokens that one sequence can cause: a refusal, a fetch, an export.
+const SPARE_UPDATES: usize = 4;
+
+/// `POST /v1/completions`.
+pub(crate) async fn completions(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, Rejection> {
+    let arrival = Arrival::read(&app, request).await?;
+    let CompletionRequest { fields, sampling } = CompletionRequest::from_slice(&arrival.body)?;
+    let ask = validate::completion(&fields, &sampling, app.rules(), id::random())?;
+    let default = Some(tokens::DEFAULT_MAX_TOKENS);
+    let echo = match fields.echo {
+        true => Echo::Prompt {
+            only: sampling.max_tokens == Some(0),
+        },
+        false => Echo::No,
+    };
+    let prompts = tokens::prompts(&app, fields.prompt, &ask, echo).await?;
+    let id = id::answer_id("cmpl", &arrival.headers, sampling.request_id.as_deref());
+    let job = Job {
+        ask,
+        prompts,
+        default_max_tokens: default,
+        dialect: Dialect::Completion(echo),
+        id,
+    };
+    job.run(app, arrival).await
+}
+
+/// `POST /v1/chat/completions`.
+pub(crate) async fn chat(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, Rejection> {
+    let arrival = Arrival::read(&app, request).await?;
+    let ChatCompletionRequest { fields, sampling } =
+        ChatCompletionRequest::from_slice(&arrival.body)?;
+    let ask = validate::chat(&fields, &sampling, app.rules(), id::random())?;
+    let default = app.card.defaults.max_tokens;
+    let prompt = tokens::conversation(&app, &fields, &ask).await?;
+    let id = id::answer_id("chatcmpl", &arrival.headers, sampling.request_id.as_deref());
+    let dialect = Dialect::Chat {
+        echo: conversation::echoed_turn(&fields),
+    };
+    let job = Job {
+        ask,
+        prompts: vec![prompt],
+        default_max_tokens: default,
+        dialect,
+        id,
+    };
+    job.run(app, arrival).await
+}
+
+/// A request as it came in.
+struct Arrival {
+    at: Instant,
+    path: String,
+    headers: HeaderMap,
+    body: Bytes,
+    in_flight: InFlight,
+}
+
+impl Arrival {
+    async fn read(app: &App, request: Request) -> Result<Self, Rejection> {
+        let at = Instant::now();
+        let in_flight = InFlight::enter(&app.load);
+        if app.life.engine_ended.is_cancelled() {
+            return Err(rejection::engine_dead().into());
+        }
+        if app.life.shutdown.is_cancelled() {
+            return Err(rejection::draining().into());
+        }
+        let (head, body) = request.into_parts();
+        check_rank(&head.headers)?;
+        let body = body::read(&head.headers, body, app.config.max_body_bytes).await?;
+        Ok(Self {
+            at,
+            path: head.uri.path().to_owned(),
+            headers: head.headers,
+            body,
+            in_flight,
+        })
+    }
+
+    fn prefillers(&self) -> Option<&str> {
+        let value = self.headers.get(prefiller::HEADER)?.to_str().ok()?;
+        (!value.trim().is_empty()).then_some(value)
+    }
+}
+
+/// There is one data-parallel rank.
+fn check_rank(headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(rank) = headers.get("x-data-parallel-rank") else {
+        return Ok(());
+    };
+    match rank.to_str().ok().and_then(|rank| rank.trim().parse().ok()) {
+        Some(0u32) => Ok(()),
+        Some(rank) => Err(ApiError::bad_request(format!(
+            "data_parallel_rank {rank} is out of range [0, 1)."
+        ))),
+        None => Err(ApiError::bad_request(
+            "x-data-parallel-rank is not a number",
+        )),
+    }
+}
+
+/// A request that is understood and tokenized.
+struct Job {
+    ask: Ask,
+    prompts: Vec<Encoded>,
+    default_max_tokens: Option<u32>,
+    dialect: Dialect,
+    id: String,
+}
+
+impl Job {
+    async fn run(self, app: Arc<App>, arrival: Arrival) -> Result<Response, Rejection> {
+        let n_sequences = self.prompts.len() * self.ask.n as usize;
+        let limit = app.config.max_sequences_per_request;
+        if n_sequences > limit {
+            let message =
+                format!("{n_sequences} sequences in one request; at most {limit} are allowed");
+            return Err(ApiError::bad_request(message).into());
+        }
+        let max_tokens = self.max_tokens(&app)?;
+        let handing = self.handing(&app, &arrival).await;
+        let call = self.admit(&app, &max_tokens, handing, arrival.at)?;
+        let choices = self.choices(&app);
+        let answer = Answer::new(&app, self.ask, self.prompts, self.dialect, self.id);
+        answer.respond(call, choices, arrival.in_flight).await
+    }
+
+    /// What is to be done with KV. Only one sequence can be handed over: with several, their client would get the
+    /// parameters of one of them.
+    async fn handing(&self, app: &App, arrival: &Arrival) -> Handing {
+        if self.prompts.len() * self.ask.n as usize != 1 {
+            return Handing::Keep;
+        }
+        if let (true, Some(named)) = (app.config.role.imports(), arrival.prefillers()) {
+            return self.ask_prefiller(app, arrival, named).await;
+        }
+        match &self.ask.kv {
+            KvTransferRequest::None => Handing::Keep,
+            // The parameters could not be told in a stream.
+            KvTransferRequest::Produce if self.ask.shape.stream => Handing::Keep,
+            KvTransferRequest::Produce => match &app.kv_server {
+                Some(server) if app.config.role.exports() => Handing::Out {
+                    server: Arc::clone(server),
+                    params: None,
+                },
+                _ => Handing::Keep,
+            },
+            KvTransferRequest::Consume(params) => take_over(app, params.clone()),
+        }
+    }
+
+    async fn ask_prefiller(&self, app: &App, arrival: &Arrival, named: &str) -> Handing {
+        let id = self
+            .id
+            .split_once('-')
+            .map_or(self.id.as_str(), |(_, id)| id);
+        let errand = Errand {
+            path: &arrival.path,
+            headers: &arrival.headers,
+            body: &arrival.body,
+            id,
+        };
+        match app.prefillers.ask(named, errand).await {
+            Ok(params) => take_over(app, params),
+            Err(error) => {
+                tracing::warn!(%error, id = %self.id, "no prefill; computing");
+                Handing::Keep
+            }
+        }
+    }
+
+    fn admit(
+        &self,
+        app: &App,
+        max_tokens: &[u32],
+        handing: Handing,
+        arrived: Instant,
+    ) -> Result<Call, ApiError> {
+        let handover = match &handing {
+            Handing::Keep => Handover::None,
+            Handing::Out { .. } => Handover::Export,
+            Handing::In(incoming) => Handover::Import {
+                n_tokens: incoming.n_tokens(),
+            },
+        };
+        let sequences = self.sequences(app, max_tokens, handover);
+        let endings: Vec<_> = sequences.iter().map(|_| Ending::default()).collect();
+        let tokens: usize = sequences
+            .iter()
+            .map(|s| s.limits.max_tokens as usize + SPARE_UPDATES)
+            .sum();
+        let (updates, received) = mpsc::channel(tokens);
+        app.metrics.sizes.n.observe(f64::from(self.ask.n));
+        let call = Call::new(
+            received,
+            endings.clone(),
+            app.inbox.clone(),
+            handing,
+            app.card.max_model_len,
+        );
+        let admission = Admission {
+            sequences,
+            endings,
+            updates,
+            arrived,
+        };
+        app.inbox.admit(admission).map_err(|e| match e {
+            InboxError::Full => rejection::queue_full(),
+            InboxError::Closed => rejection::engine_dead(),
+        })?;
+        Ok(call)
+    }
+
+    /// The limit of every prompt.
+    fn max_tokens(&self, app: &App) -> Result<Vec<u32>, ApiError> {
+        let asked = self.ask.max_tokens.or(self.default_max_tokens);
+        let room =
+            |prompt: &Encoded| validate::room(prompt.ids.len(), asked, app.card.max_model_len);
+        self.prompts.iter().map(room).collect()
+    }
+
+    fn sequences(&self, app: &App, max_tokens: &[u32], handover: Handover) -> Vec<NewSequence> {
+        let stopping = &self.ask.stopping;
+        let sequence = |prompt: &Encoded, max_tokens: u32, i: u32| NewSequence {
+            id: app.inbox.next_id(),
+            prompt: prompt.ids.clone(),
+            sampling: Sampling {
+                seed: self.ask.sampling.seed.wrapping_add(u64::from(i)),
+                ..self.ask.sampling.clone()
+            },
+            limits: Limits {
+                max_tokens,
+                min_tokens: 0,
+                eos: app.card.eos.clone(),
+                stop_token_ids: stopping.tokens.clone(),
+                ignore_eos: stopping.ignore_eos,
+            },
+            handover,
+        };
+        let prompts = self.prompts.iter().zip(max_tokens);
+        prompts
+            .flat_map(|(prompt, &max)| (0..self.ask.n).map(move |i| sequence(prompt, max, i)))
+            .collect()
+    }
+
+    fn choices(&self, app: &App) -> Vec<Choice> {
+        let n_choices = self.prompts.len() * self.ask.n as usize;
+        (0..n_choices)
+            .map(|_| Choice::new(&app.tokenizer, &self.ask))
+            .collect()
+    }
+}
+
+fn take_over(app: &App, params: KvTransferParams) -> Handing {
+    let client = app.kv_client.as_ref().filter(|_| app.config.role.imports());
+    client
+        .and_then(|client| Incoming::hold(client, params))
+        .map_or(Handing::Keep, Handing::In)
+}

@@ -1,0 +1,308 @@
+//! Prefill here, decode there: the same text as one server gives, whatever happens on the way.
+
+use baton_server::Role;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::support::{Server, Setup, streamed_texts, texts};
+
+const COMPLETIONS: &str = "/v1/completions";
+const CHAT: &str = "/v1/chat/completions";
+const HEADER: &str = "x-prefiller-host-port";
+
+struct Fleet {
+    prefill: Server,
+    decode: Server,
+    alone: Server,
+}
+
+impl Fleet {
+    async fn start() -> Self {
+        Self {
+            prefill: Server::start(Setup::role(Role::Prefill)).await,
+            decode: Server::start(Setup::role(Role::Decode)).await,
+            alone: Server::start(Setup::role(Role::Both)).await,
+        }
+    }
+
+    async fn decode_after(
+        &self,
+        prefiller: &str,
+        path: &str,
+        body: &Value,
+    ) -> crate::support::Reply {
+        self.decode
+            .post_with(path, body.clone(), &[(HEADER, prefiller)])
+            .await
+    }
+}
+
+fn prompt(n: usize) -> String {
+    "The capital of France is Paris. "
+        .chars()
+        .cycle()
+        .skip(n % 7)
+        .take(20 + n * 13 % 400)
+        .chain(n.to_string().chars())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_pair_answers_as_one_server_does() {
+    let fleet = Fleet::start().await;
+    let prefiller = fleet.prefill.addr.to_string();
+    let body = json!({"prompt": prompt(9), "max_tokens": 30, "temperature": 0});
+    let expect = fleet.alone.post(COMPLETIONS, body.clone()).await.json();
+    assert!(expect["kv_transfer_params"].is_null());
+    let answer = fleet
+        .decode_after(&prefiller, COMPLETIONS, &body)
+        .await
+        .json();
+    assert_eq!(texts(&answer), texts(&expect));
+    assert_eq!(
+        answer["usage"]["completion_tokens"],
+        expect["usage"]["completion_tokens"]
+    );
+    let params = answer["kv_transfer_params"].as_object().expect("KV moved");
+    let keys: Vec<_> = params.keys().map(String::as_str).collect();
+    assert_eq!(
+        keys,
+        ["remote_block_ids", "remote_host", "remote_port", "uuid"]
+    );
+    assert!(params["remote_port"].is_string() && params["uuid"].is_u64());
+    let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        .as_u64()
+        .unwrap();
+    assert!(cached > 100, "{cached} tokens came over");
+    assert!(
+        fleet
+            .decode
+            .metric("vllm:external_prefix_cache_hits_total")
+            .await
+            > 100.0
+    );
+    assert!(fleet.decode.metric("kvx_transfers_complete_total").await == 1.0);
+    // Nothing is left behind.
+    fleet.prefill.until("kvx_leases", |n| n == 0.0).await;
+    fleet.decode.until("kvx_held", |n| n == 0.0).await;
+    fleet
+        .decode
+        .until("vllm:kv_cache_usage_perc", |n| n == 0.0)
+        .await;
+}
+
+#[tokio::test]
+async fn a_router_can_do_the_two_calls_itself() {
+    let fleet = Fleet::start().await;
+    let mut body = json!({"prompt": prompt(12), "max_tokens": 20, "temperature": 0});
+    let expect = fleet.alone.post(COMPLETIONS, body.clone()).await.json();
+    let mut first = body.clone();
+    first["max_tokens"] = 1.into();
+    first["kv_transfer_params"] = json!({"do_remote_decode": true});
+    let prefilled = fleet.prefill.post(COMPLETIONS, first.clone()).await.json();
+    let params = prefilled["kv_transfer_params"].clone();
+    assert!(params["kvx"]["tok"].is_string(), "{params}");
+    assert_eq!(prefilled["choices"][0]["finish_reason"], "length");
+    body["kv_transfer_params"] = params.clone();
+    let answer = fleet.decode.post(COMPLETIONS, body.clone()).await.json();
+    assert_eq!(texts(&answer), texts(&expect));
+    assert_eq!(answer["kv_transfer_params"]["uuid"], params["uuid"]);
+    assert!(
+        answer["kv_transfer_params"].get("kvx").is_none(),
+        "the right to fetch stays here"
+    );
+    // A second time the lease is gone, but the blocks are here.
+    let again = fleet.decode.post(COMPLETIONS, body).await.json();
+    assert_eq!(texts(&again), texts(&expect));
+    // Several sequences cannot be handed over, nor a stream's.
+    first["n"] = 2.into();
+    first["temperature"] = 1.into();
+    assert!(
+        fleet.prefill.post(COMPLETIONS, first.clone()).await.json()["kv_transfer_params"].is_null()
+    );
+    first["n"] = 1.into();
+    first["stream"] = true.into();
+    assert!(
+        !fleet
+            .prefill
+            .post(COMPLETIONS, first)
+            .await
+            .text()
+            .contains("remote_block_ids")
+    );
+}
+
+#[tokio::test]
+async fn streams_and_chats_are_handed_over_too() {
+    let fleet = Fleet::start().await;
+    let prefiller = fleet.prefill.addr.to_string();
+    let messages = json!([{"role": "user", "content": prompt(30)}]);
+    let body = json!({"messages": messages, "max_tokens": 20, "temperature": 0});
+    let expect = texts(&fleet.alone.post(CHAT, body.clone()).await.json());
+    assert_eq!(
+        texts(&fleet.decode_after(&prefiller, CHAT, &body).await.json()),
+        expect
+    );
+    let mut streamed = body;
+    streamed["stream"] = true.into();
+    streamed["stream_options"] = json!({"include_usage": true});
+    let events = fleet
+        .decode_after(&prefiller, CHAT, &streamed)
+        .await
+        .events();
+    assert_eq!(streamed_texts(&events, 1), expect);
+    assert!(
+        events
+            .iter()
+            .all(|event| event.get("kv_transfer_params").is_none())
+    );
+}
+
+#[tokio::test]
+async fn without_a_prefill_server_the_prompt_is_computed() {
+    let fleet = Fleet::start().await;
+    let dead = {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.local_addr().unwrap().to_string()
+    };
+    let live = fleet.prefill.addr.to_string();
+    let body = json!({"prompt": prompt(5), "max_tokens": 20, "temperature": 0});
+    let expect = texts(&fleet.alone.post(COMPLETIONS, body.clone()).await.json());
+    for refused in [
+        dead.as_str(),
+        "10.255.255.1:80",
+        "nonsense",
+        &fleet.decode.addr.to_string(),
+    ] {
+        let answer = fleet.decode_after(refused, COMPLETIONS, &body).await.json();
+        assert_eq!(texts(&answer), expect, "{refused}");
+        assert!(answer["kv_transfer_params"].is_null(), "{refused}");
+    }
+    let other = json!({"prompt": prompt(6), "max_tokens": 20, "temperature": 0});
+    let answer = fleet
+        .decode_after(&format!("{dead},{live}"), COMPLETIONS, &other)
+        .await
+        .json();
+    assert!(
+        answer["kv_transfer_params"].is_object(),
+        "the next one is asked"
+    );
+}
+
+#[tokio::test]
+async fn parameters_that_lead_nowhere_cost_time_and_nothing_else() {
+    let fleet = Fleet::start().await;
+    let mut body = json!({"prompt": prompt(8), "max_tokens": 20, "temperature": 0});
+    let expect = texts(&fleet.alone.post(COMPLETIONS, body.clone()).await.json());
+    let mut first = body.clone();
+    first["kv_transfer_params"] = json!({"do_remote_decode": true});
+    let good = fleet.prefill.post(COMPLETIONS, first).await.json()["kv_transfer_params"].clone();
+    let altered = |key: &str, value: Value| {
+        let mut params = good.clone();
+        params[key] = value;
+        params
+    };
+    let mut wrong_model = good.clone();
+    wrong_model["kvx"]["fp"] = "0123456789abcdef".into();
+    for params in [
+        altered("uuid", json!(12345)),
+        altered("remote_port", json!("1")),
+        altered("remote_host", json!("10.255.255.1")),
+        altered("kvx", Value::Null),
+        wrong_model,
+    ] {
+        body["kv_transfer_params"] = params.clone();
+        let answer = fleet.decode.post(COMPLETIONS, body.clone()).await.json();
+        assert_eq!(texts(&answer), expect, "{params}");
+        assert!(answer["kv_transfer_params"].is_null(), "{params}");
+    }
+    fleet
+        .decode
+        .until("vllm:kv_cache_usage_perc", |n| n == 0.0)
+        .await;
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_during_prefill_is_forgotten_by_both() {
+    let mut setup = Setup::role(Role::Prefill).endless();
+    setup.pace = Some(Box::new(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(40));
+    }));
+    let prefill = Server::start(setup).await;
+    let decode = Server::start(Setup::role(Role::Decode)).await;
+    let body = json!({"prompt": vec![65; 2000], "max_tokens": 20, "temperature": 0});
+    let named = prefill.addr.to_string();
+    let headers = [(HEADER, named.as_str())];
+    let asking = decode.post_with(COMPLETIONS, body, &headers);
+    tokio::select! {
+        _ = asking => panic!("2000 tokens take 30 slow steps"),
+        () = prefill.until("vllm:num_requests_running", |n| n == 1.0) => {}
+    }
+    prefill
+        .until("vllm:num_requests_running", |n| n == 0.0)
+        .await;
+    prefill
+        .until("vllm:kv_cache_usage_perc", |n| n == 0.0)
+        .await;
+    assert_eq!(
+        decode.metric("vllm:prompt_tokens_total").await,
+        0.0,
+        "it never came so far"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_hundred_mixed_requests_are_right_at_concurrency_eight() {
+    let fleet = std::sync::Arc::new(Fleet::start().await);
+    let mut workers = tokio::task::JoinSet::new();
+    for worker in 0..8usize {
+        let fleet = std::sync::Arc::clone(&fleet);
+        workers.spawn(async move {
+            for i in (worker..300).step_by(8) {
+                one_of_many(&fleet, i).await;
+            }
+        });
+    }
+    while let Some(ended) = workers.join_next().await {
+        ended.unwrap();
+    }
+    fleet
+        .decode
+        .until("vllm:kv_cache_usage_perc", |n| n == 0.0)
+        .await;
+    fleet
+        .prefill
+        .until("vllm:kv_cache_usage_perc", |n| n == 0.0)
+        .await;
+    assert!(fleet.decode.metric("kvx_transfers_complete_total").await > 50.0);
+}
+
+async fn one_of_many(fleet: &Fleet, i: usize) {
+    let named = if i.is_multiple_of(5) {
+        "127.0.0.1:1".to_owned()
+    } else {
+        fleet.prefill.addr.to_string()
+    };
+    let mut body = json!({"prompt": prompt(i), "max_tokens": 1 + i % 23, "seed": i});
+    if i.is_multiple_of(3) {
+        body["temperature"] = 0.into();
+    } else if i.is_multiple_of(7) {
+        body["n"] = 2.into();
+    }
+    if i.is_multiple_of(4) {
+        body["stop"] = json!(["e", "\u{fffd}\u{fffd}\u{fffd}"]);
+    }
+    let n = body["n"].as_u64().unwrap_or(1) as usize;
+    let expect = texts(&fleet.alone.post(COMPLETIONS, body.clone()).await.json());
+    if i.is_multiple_of(2) {
+        body["stream"] = true.into();
+        let events = fleet
+            .decode_after(&named, COMPLETIONS, &body)
+            .await
+            .events();
+        assert_eq!(streamed_texts(&events, n), expect, "{body}");
+    } else {
+        let answer = fleet.decode_after(&named, COMPLETIONS, &body).await.json();
+        assert_eq!(texts(&answer), expect, "{body}");
+    }
+}

@@ -1,0 +1,13 @@
+//! The server over real loopback sockets, with a simulated device and a tokenizer of single bytes.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    reason = "a test that panics has failed, and reads better without references"
+)]
+
+mod answers;
+mod errors;
+mod handover;
+mod life;
+mod support;
