@@ -5,14 +5,18 @@ use crate::facts::Facts;
 use crate::fleet::{Flight, Server};
 use arc_swap::ArcSwap;
 use baton_scheduler::{
-    Decision, Endpoint, EndpointId, PrefixIndex, Prompt, PromptHasher, Request, Scheduler,
-    Unschedulable,
+    BLOCK_BYTES, Decision, Endpoint, EndpointId, PrefixIndex, Prompt, PromptHasher, Request,
+    Scheduler, Unschedulable,
 };
 use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The servers there are, in the order of the configuration.
 pub(crate) type Servers = Vec<Arc<Server>>;
+
+/// Tokens of a prefix block, at four bytes a token.
+const TOKENS_PER_BLOCK: u64 = BLOCK_BYTES as u64 / 4;
 
 /// Decides. The list of servers has one writer, [`crate::endpoints`]; the lock is held for a decision, never longer.
 #[derive(Debug)]
@@ -66,6 +70,30 @@ impl Desk {
     /// `server` lost its cache, or is gone.
     pub(crate) fn forget(&self, server: EndpointId) {
         self.deciding.lock().scheduler.forget(server);
+    }
+
+    /// `server` has room for the KV of about `tokens` tokens.
+    pub(crate) fn set_cache_size(&self, server: EndpointId, tokens: u64) {
+        let blocks = usize::try_from(tokens / TOKENS_PER_BLOCK).unwrap_or(usize::MAX);
+        self.deciding
+            .lock()
+            .scheduler
+            .set_cache_size(server, blocks);
+    }
+
+    /// Names of the models that can be asked for, at most `n` of them, each once, in order.
+    pub(crate) fn models(&self, n: usize) -> Vec<Box<str>> {
+        let servers = self.servers();
+        let lists: Vec<_> = servers
+            .iter()
+            .filter(|s| s.role.decodes())
+            .filter_map(|s| s.endpoint().models)
+            .collect();
+        let names: BTreeSet<&str> = lists
+            .iter()
+            .flat_map(|list| list.iter().map(|name| &**name))
+            .collect();
+        names.into_iter().take(n).map(Into::into).collect()
     }
 
     /// The prompt of a request with these facts.

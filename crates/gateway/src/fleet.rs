@@ -158,6 +158,7 @@ mod tests {
             waiting: Some(2),
             running: Some(3),
             kv_usage: None,
+            cache_tokens: None,
         };
         assert_eq!(load(said, 4, 4).active, 5);
         assert_eq!(load(said, 4, 7).active, 8);
@@ -175,6 +176,7 @@ mod tests {
             waiting: Some(u32::MAX),
             running: Some(u32::MAX),
             kv_usage: Some(1.0),
+            cache_tokens: None,
         };
         assert_eq!(load(huge, 0, u32::MAX).active, u32::MAX);
     }

@@ -23,6 +23,9 @@ use tokio::sync::OwnedSemaphorePermit;
 /// What a streamed answer holds until its end: its place here, its count at the server, its time.
 pub(crate) type Guard = (OwnedSemaphorePermit, Flight, Timer);
 
+/// Most models that an error names.
+const MAX_NAMED: usize = 16;
+
 /// What became of one try.
 enum Outcome {
     /// A streamed answer has begun.
@@ -57,7 +60,7 @@ pub(crate) async fn forward(
     while tried.len() < gateway.limits.max_tries {
         let route = match gateway.desk.route(model, &prompt, &tried) {
             Ok(route) => route,
-            Err(Unschedulable::UnknownModel) => return Err(unknown_model(model)),
+            Err(Unschedulable::UnknownModel) => return Err(unknown_model(model, gateway)),
             Err(Unschedulable::NoneHealthy) => break,
         };
         gateway.metrics.decided(&route.decision.prefill);
@@ -189,8 +192,10 @@ fn stream(
 }
 
 /// As vLLM says it.
-fn unknown_model(model: Option<&str>) -> Refusal {
-    let message = format!("The model `{}` does not exist.", model.unwrap_or_default());
+fn unknown_model(model: Option<&str>, gateway: &Gateway) -> Refusal {
+    let model = model.unwrap_or_default();
+    let known = gateway.desk.models(MAX_NAMED).join(", ");
+    let message = format!("The model `{model}` does not exist. Valid aliases: {known}.");
     Refusal::Api(ApiError {
         kind: ErrorKind::NotFound,
         message,

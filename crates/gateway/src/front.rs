@@ -9,18 +9,18 @@ use crate::metrics::{Metrics, Timer};
 use crate::models;
 use crate::outgoing::{Outgoing, REQUEST_ID, forwardable, request_id};
 use crate::refusal::{Refusal, json};
-use baton_http::{BodyError, Client, collect};
+use baton_http::{BodyError, Client, collect_charged};
 use baton_openai::{ApiError, ErrorKind};
 use baton_scheduler::Health;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body::Body as _;
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tracing::Instrument as _;
 
 /// A whole answer, or one that streams.
 pub(crate) type ResponseBody = Either<Full<Bytes>, Events<Incoming, Guard>>;
@@ -72,10 +72,15 @@ impl Gateway {
         let timer = self.metrics.begin(&path);
         let started = timer.started();
         let mut response = match target(req.method(), &path) {
-            Ok(target) => self
-                .dispatch(target, req, &id, timer)
-                .await
-                .unwrap_or_else(Refusal::into_response),
+            Ok(target) => {
+                let span =
+                    tracing::info_span!("request", id = %String::from_utf8_lossy(id.as_bytes()));
+                let dispatched = self
+                    .dispatch(target, req, &id, timer)
+                    .instrument(span)
+                    .await;
+                dispatched.unwrap_or_else(Refusal::into_response)
+            }
             Err(refusal) => refusal.into_response(),
         };
         response.headers_mut().entry(REQUEST_ID).or_insert(id);
@@ -126,19 +131,21 @@ impl Gateway {
         id: &HeaderValue,
         timer: Timer,
     ) -> Result<Response<ResponseBody>, Refusal> {
+        let (mut outgoing, body) = split(req, id);
+        let mut charged = self
+            .body_budget
+            .try_acquire_many(0)
+            .map_err(|_| Refusal::Full)?;
+        let body = match outgoing.method {
+            Method::POST => self.read(body, &mut charged).await?,
+            _ => Bytes::new(),
+        };
+        // Only now: a client that is slow to send takes nobody's place.
         let place = self
             .places
             .clone()
             .try_acquire_owned()
             .map_err(|_| Refusal::Full)?;
-        let _budget = self.budget(&req)?;
-        let (mut outgoing, body) = split(req, id);
-        let body = match outgoing.method {
-            Method::POST => collect(body, self.limits.max_request_bytes)
-                .await
-                .map_err(|e| unread(&e))?,
-            _ => Bytes::new(),
-        };
         let facts = match body.is_empty() {
             true => Facts::default(),
             false => facts::read(&body).map_err(Refusal::Api)?,
@@ -156,25 +163,25 @@ impl Gateway {
         .await
     }
 
-    /// Room for the body of `req`, as long as it says it is, or as long as it may be.
-    fn budget(&self, req: &Request<Incoming>) -> Result<SemaphorePermit<'_>, Refusal> {
-        let longest = self
-            .limits
-            .max_request_bytes
-            .min(self.limits.max_buffered_bytes);
-        let declared = req
-            .body()
-            .size_hint()
-            .upper()
-            .and_then(|n| usize::try_from(n).ok());
-        let units = declared
-            .unwrap_or(longest)
-            .min(longest)
-            .div_ceil(BUDGET_UNIT);
-        let units = u32::try_from(units).unwrap_or(u32::MAX);
-        self.body_budget
-            .try_acquire_many(units)
-            .map_err(|_| Refusal::Full)
+    /// Reads a request's body; what it takes of the budget is added to `charged`.
+    async fn read<'a>(
+        &'a self,
+        body: Incoming,
+        charged: &mut SemaphorePermit<'a>,
+    ) -> Result<Bytes, Refusal> {
+        let mut owed = 0;
+        let charge = |n: usize| {
+            owed += n;
+            let units = u32::try_from(owed / BUDGET_UNIT).unwrap_or(u32::MAX);
+            owed %= BUDGET_UNIT;
+            charged.merge(
+                self.body_budget
+                    .try_acquire_many(units)
+                    .map_err(|_| Refusal::Full)?,
+            );
+            Ok(())
+        };
+        collect_charged(body, self.limits.max_request_bytes, charge).await
     }
 }
 
@@ -220,10 +227,12 @@ fn split(req: Request<Incoming>, id: &HeaderValue) -> (Outgoing, Incoming) {
     )
 }
 
-fn unread(error: &BodyError) -> Refusal {
-    let kind = match error {
-        BodyError::TooLarge { .. } => ErrorKind::PayloadTooLarge,
-        BodyError::Stalled | BodyError::Broken(_) => ErrorKind::BadRequest,
-    };
-    Refusal::Api(ApiError::new(kind, error.to_string()))
+impl From<BodyError> for Refusal {
+    fn from(error: BodyError) -> Self {
+        let kind = match error {
+            BodyError::TooLarge { .. } => ErrorKind::PayloadTooLarge,
+            BodyError::Stalled | BodyError::Broken(_) => ErrorKind::BadRequest,
+        };
+        Self::Api(ApiError::new(kind, error.to_string()))
+    }
 }

@@ -100,7 +100,12 @@ pub(crate) async fn watch(server: Arc<Server>, desk: Arc<Desk>, client: Client) 
                 until_models = MODELS_EVERY;
             }
             until_models -= 1;
-            scraped.inspect(|s| server.set_scraped(*s, in_flight_then));
+            if let Some(scraped) = scraped {
+                server.set_scraped(scraped, in_flight_then);
+                scraped
+                    .cache_tokens
+                    .inspect(|&tokens| desk.set_cache_size(server.id, tokens));
+            }
         }
         apply(&server, &desk, &verdict);
         tokio::time::sleep(verdict.wait).await;

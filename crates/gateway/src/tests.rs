@@ -557,11 +557,9 @@ async fn models_of_all_servers_are_listed_once_and_requests_go_where_their_model
         ),
         (404, Some("NotFoundError"), Some("model"))
     );
-    assert!(
-        error["message"]
-            .as_str()
-            .unwrap()
-            .starts_with("The model `none` does not exist.")
+    assert_eq!(
+        error["message"],
+        "The model `none` does not exist. Valid aliases: m, other."
     );
 }
 
@@ -660,6 +658,25 @@ async fn bodies_too_long_or_not_json_are_refused_in_openais_form() {
     assert!(decode.seen().is_empty());
     *decode.fake.act.lock() = Act::Json(200, "{\"much\":\"too much for this gateway\"}");
     assert_eq!(front.complete("{}").await.0, 502);
+}
+
+#[tokio::test]
+async fn bodies_beyond_the_budget_are_refused_for_now() {
+    let decode = Fake::new(OK).start().await;
+    let limits = Limits {
+        max_buffered_bytes: 10_240,
+        ..Limits::default()
+    };
+    let endpoints = vec![decode.config(Role::Both)];
+    let front = gateway(GatewayConfig {
+        endpoints,
+        limits,
+        ..GatewayConfig::default()
+    })
+    .await;
+    front.until_healthy(1).await;
+    assert_eq!(front.complete(&prompt(4000)).await.0, 503);
+    assert_eq!(front.complete(&prompt(2000)).await.0, 200);
 }
 
 #[tokio::test]

@@ -32,15 +32,34 @@ pub enum BodyError {
 ///
 /// # Errors
 /// See [`BodyError`]. Cancel safe in the sense that dropping the future drops the body.
-pub async fn collect<B>(mut body: B, limit: usize) -> Result<Bytes, BodyError>
+pub async fn collect<B>(body: B, limit: usize) -> Result<Bytes, BodyError>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    collect_charged(body, limit, |_| Ok(())).await
+}
+
+/// As [`collect`], and `charge`s the length of every piece before it is stored: a budget pays for what came, not for
+/// what was announced.
+///
+/// # Errors
+/// A [`BodyError`], or the error with which `charge` refuses a piece.
+pub async fn collect_charged<B, E>(
+    mut body: B,
+    limit: usize,
+    mut charge: impl FnMut(usize) -> Result<(), E>,
+) -> Result<Bytes, E>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    E: From<BodyError>,
+{
     let declared = body.size_hint().lower();
     if declared > limit.saturating_mul(2) as u64 {
-        return Err(BodyError::TooLarge { limit });
+        return Err(BodyError::TooLarge { limit }.into());
     }
+    let expected = usize::try_from(declared).unwrap_or(limit).min(limit);
     let mut pieces = Pieces::default();
     let mut seen = 0usize;
     while let Some(data) = next_data(&mut body).await? {
@@ -48,15 +67,15 @@ where
         if seen > limit.saturating_mul(2) {
             break;
         }
-        if seen <= limit {
-            let still_to_come = usize::try_from(declared).unwrap_or(limit).min(limit);
-            pieces.push(data, still_to_come);
-        } else {
+        if seen > limit {
             pieces = Pieces::default();
+        } else {
+            charge(data.len())?;
+            pieces.push(data, expected);
         }
     }
     if seen > limit {
-        Err(BodyError::TooLarge { limit })
+        Err(BodyError::TooLarge { limit }.into())
     } else {
         Ok(pieces.join())
     }
@@ -171,6 +190,24 @@ mod tests {
         assert!(matches!(
             collect(whole, 10).await,
             Err(BodyError::TooLarge { .. })
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_body_is_refused_as_soon_as_a_piece_cannot_be_paid() {
+        let mut left = 6usize;
+        let mut charge = |n| {
+            left = left.checked_sub(n).ok_or(BodyError::Stalled)?;
+            Ok(())
+        };
+        assert!(
+            collect_charged(chunks(&[4, 2]), 10, &mut charge)
+                .await
+                .is_ok()
+        );
+        assert!(matches!(
+            collect_charged(chunks(&[1]), 10, &mut charge).await,
+            Err(BodyError::Stalled)
         ));
     }
 

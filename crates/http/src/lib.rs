@@ -9,7 +9,7 @@ mod client;
 mod headers;
 mod serve;
 
-pub use body::{BodyError, collect};
+pub use body::{BodyError, collect, collect_charged};
 pub use client::{Client, ClientConfig, ClientError, GetError};
 pub use headers::strip_hop_by_hop;
 pub use hyper_util::service::TowerToHyperService;

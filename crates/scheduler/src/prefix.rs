@@ -13,7 +13,7 @@ const NONE: u32 = u32::MAX;
 /// The approximate prefix index.
 #[derive(Debug)]
 pub struct PrefixIndex {
-    per_server: usize,
+    most_per_server: usize,
     holders: FxHashMap<BlockHash, Vec<Holder>>,
     servers: FxHashMap<EndpointId, Recency>,
     nodes: Vec<Node>,
@@ -34,20 +34,21 @@ struct Node {
     older: u32,
 }
 
-/// The ends of a server's list.
+/// A server's list: its ends, its length, and how long it may get.
 #[derive(Clone, Copy, Debug)]
 struct Recency {
     newest: u32,
     oldest: u32,
     len: usize,
+    capacity: usize,
 }
 
 impl PrefixIndex {
-    /// An empty index that remembers at most `per_server` blocks of each server.
+    /// An empty index that remembers at most `most_per_server` blocks of each server.
     #[must_use]
-    pub fn new(per_server: usize) -> Self {
+    pub fn new(most_per_server: usize) -> Self {
         Self {
-            per_server,
+            most_per_server,
             holders: FxHashMap::default(),
             servers: FxHashMap::default(),
             nodes: Vec::new(),
@@ -82,7 +83,7 @@ impl PrefixIndex {
     /// Notes that `server` was sent a prompt of `blocks`.
     pub fn insert(&mut self, server: EndpointId, blocks: &[BlockHash]) {
         // Last block first, so that a prefix is younger than what builds on it: the tail is forgotten before the root.
-        for &hash in blocks.iter().take(self.per_server).rev() {
+        for &hash in blocks.iter().take(self.capacity_of(server)).rev() {
             match self.find(server, hash) {
                 Some(node) => {
                     self.unlink(server, node);
@@ -90,6 +91,19 @@ impl PrefixIndex {
                 }
                 None => self.add(server, hash),
             }
+        }
+    }
+
+    /// Remembers at most `blocks` blocks of `server` from now on, if that is less than of others; 0 is taken for "unknown".
+    pub fn set_capacity(&mut self, server: EndpointId, blocks: usize) {
+        let capacity = if blocks == 0 {
+            self.most_per_server
+        } else {
+            blocks.min(self.most_per_server)
+        };
+        self.list(server).capacity = capacity;
+        while self.len_of(server) > capacity {
+            self.drop_oldest(server);
         }
     }
 
@@ -105,6 +119,22 @@ impl PrefixIndex {
         self.servers.get(&server).map_or(0, |r| r.len)
     }
 
+    fn capacity_of(&self, server: EndpointId) -> usize {
+        self.servers
+            .get(&server)
+            .map_or(self.most_per_server, |r| r.capacity)
+    }
+
+    fn list(&mut self, server: EndpointId) -> &mut Recency {
+        let capacity = self.most_per_server;
+        self.servers.entry(server).or_insert(Recency {
+            newest: NONE,
+            oldest: NONE,
+            len: 0,
+            capacity,
+        })
+    }
+
     fn find(&self, server: EndpointId, hash: BlockHash) -> Option<u32> {
         self.holders
             .get(&hash)?
@@ -114,7 +144,7 @@ impl PrefixIndex {
     }
 
     fn add(&mut self, server: EndpointId, hash: BlockHash) {
-        if self.len_of(server) >= self.per_server {
+        if self.len_of(server) >= self.capacity_of(server) {
             self.drop_oldest(server);
         }
         let fresh = Node {
@@ -143,19 +173,16 @@ impl PrefixIndex {
     }
 
     fn link_newest(&mut self, server: EndpointId, node: u32) {
-        let ends = self.servers.entry(server).or_insert(Recency {
-            newest: NONE,
-            oldest: NONE,
-            len: 0,
-        });
-        self.nodes[node as usize].older = ends.newest;
-        self.nodes[node as usize].newer = NONE;
-        match ends.newest {
-            NONE => ends.oldest = node,
-            newest => self.nodes[newest as usize].newer = node,
-        }
-        ends.newest = node;
+        let ends = self.list(server);
+        let newest = std::mem::replace(&mut ends.newest, node);
         ends.len += 1;
+        if newest == NONE {
+            ends.oldest = node;
+        } else {
+            self.nodes[newest as usize].newer = node;
+        }
+        let linked = &mut self.nodes[node as usize];
+        (linked.older, linked.newer) = (newest, NONE);
     }
 
     fn unlink(&mut self, server: EndpointId, node: u32) {
@@ -246,6 +273,22 @@ mod tests {
         assert_eq!(matches(&index, &[1, 2], &[A, B]), [0, 2]);
         index.forget(B);
         assert!(index.holders.is_empty() && index.free.len() == index.nodes.len());
+    }
+
+    #[test]
+    fn a_server_with_a_smaller_cache_is_trusted_with_less() {
+        let mut index = PrefixIndex::new(4);
+        index.insert(A, &chain(&[1, 2, 3, 4]));
+        index.set_capacity(A, 2);
+        assert_eq!(matches(&index, &[1, 2, 3, 4], &[A]), [2]);
+        index.insert(A, &chain(&[5, 6, 7]));
+        assert_eq!(
+            (index.len_of(A), matches(&index, &[5, 6, 7], &[A])),
+            (2, vec![2])
+        );
+        index.set_capacity(A, 0);
+        index.insert(A, &chain(&[1, 2, 3, 4, 5]));
+        assert_eq!(index.len_of(A), 4);
     }
 
     proptest! {

@@ -143,6 +143,11 @@ impl Scheduler {
         self.index.forget(server);
     }
 
+    /// Notes that `server` has room for about `blocks` prefix blocks.
+    pub fn set_cache_size(&mut self, server: EndpointId, blocks: usize) {
+        self.index.set_capacity(server, blocks);
+    }
+
     fn prefill(&mut self, fleet: &[Endpoint], request: &Request<'_>, turn: u64) -> Prefill {
         let candidates = fleet
             .iter()
