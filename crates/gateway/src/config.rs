@@ -156,6 +156,14 @@ impl GatewayConfig {
         }
     }
 
+    /// Checks everything, the endpoints file included; nothing is bound or started.
+    ///
+    /// # Errors
+    /// The first thing that makes no sense.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.resolve().map(drop)
+    }
+
     /// Checks everything and returns the endpoints there are now.
     pub(crate) fn resolve(&self) -> Result<Vec<EndpointConfig>, ConfigError> {
         if self.endpoints.is_empty() == self.endpoints_file.is_none() {

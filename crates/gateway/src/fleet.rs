@@ -181,14 +181,36 @@ mod tests {
         assert_eq!(load(huge, 0, u32::MAX).active, u32::MAX);
     }
 
-    #[test]
-    fn a_flight_counts_until_it_is_dropped() {
-        let server = Arc::new(Server::new(
+    fn server() -> Arc<Server> {
+        let authority = Authority::from_static("a:1");
+        Arc::new(Server::new(
             EndpointId(0),
-            Authority::from_static("a:1"),
+            authority,
             Role::Decode,
             "a".into(),
-        ));
+        ))
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_server_is_told_when_it_falls_silent() {
+        let server = server();
+        let waiting = tokio::spawn(server.silence());
+        server.set_silent(true);
+        waiting.await.unwrap();
+        server.silence().await;
+        server.set_silent(false);
+        let pending = server.silence();
+        drop(server);
+        assert!(
+            tokio::time::timeout(std::time::Duration::ZERO, pending)
+                .await
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_flight_counts_until_it_is_dropped() {
+        let server = server();
         let flights = [Flight::to(&server), Flight::to(&server)];
         assert_eq!(server.in_flight(), 2);
         drop(flights);
