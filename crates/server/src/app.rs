@@ -7,6 +7,7 @@ use baton_kv_transfer::{KvClient, KvServer};
 use baton_text::{ChatTemplate, Tokenizer};
 use tokio_util::sync::CancellationToken;
 
+use crate::body::BodyLimits;
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 use crate::prefiller::Prefillers;
@@ -26,6 +27,7 @@ pub(crate) struct App {
     pub(crate) fingerprint: String,
     /// When the server started, in seconds since 1970.
     pub(crate) created: u64,
+    pub(crate) bodies: BodyLimits,
     pub(crate) inbox: Inbox,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) kv_server: Option<Arc<KvServer>>,

@@ -207,20 +207,35 @@ impl Handing {
 
 impl Incoming {
     /// Takes hold of the KV that `params` names, so that it stays while the request waits; `None` if it can't be had.
-    pub(crate) fn hold(client: &Arc<KvClient>, params: KvTransferParams) -> Option<Self> {
-        match client.hold(&params) {
-            Ok(held) => Some(Self {
-                client: Arc::clone(client),
-                params,
-                held: Some(held),
-                transfer: None,
-                has_arrived: Arc::default(),
-            }),
-            Err(error) => {
-                tracing::warn!(%error, code = error.code(), "KV cannot be taken over; computing");
-                None
+    ///
+    /// KV of another number of tokens is another prompt's, whoever mixed them up.
+    pub(crate) fn hold(
+        client: &Arc<KvClient>,
+        params: KvTransferParams,
+        n_prompt: usize,
+    ) -> Option<Self> {
+        let held = match client.hold(&params) {
+            Ok(held) if held.n_tokens() as usize == n_prompt => held,
+            Ok(held) => {
+                tracing::warn!(
+                    theirs = held.n_tokens(),
+                    ours = n_prompt,
+                    "KV is of another prompt; computing"
+                );
+                return None;
             }
-        }
+            Err(error) => {
+                report(&error);
+                return None;
+            }
+        };
+        Some(Self {
+            client: Arc::clone(client),
+            params,
+            held: Some(held),
+            transfer: None,
+            has_arrived: Arc::default(),
+        })
     }
 
     /// Tokens of the prompt whose KV can be had.
@@ -247,7 +262,7 @@ impl Incoming {
 }
 
 fn report(error: &TransferError) {
-    tracing::warn!(%error, code = error.code(), "KV did not arrive; computing");
+    tracing::warn!(%error, code = error.code(), "KV cannot be taken over; computing");
 }
 
 /// Tells the engine to compute. The inbox may be full, and async code must not wait for it on its own thread.

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use baton_engine::{FinishReason as EngineFinish, Sampled, TokenLogprobs};
 use baton_openai::{FinishReason, StopReason};
-use baton_text::{Detokenizer, IncludeStop, StopStrings, Tokenizer};
+use baton_text::{Detokenizer, IncludeStop, SpecialTokens, StopStrings, Tokenizer};
 
-use crate::validate::Ask;
+use crate::validate::{Ask, Stopping};
 
 /// A token of the answer.
 #[derive(Debug)]
@@ -64,7 +64,10 @@ pub(crate) struct Choice {
 impl Choice {
     /// A choice without tokens.
     pub(crate) fn new(tokenizer: &Arc<Tokenizer>, ask: &Ask) -> Self {
-        let stopping = &ask.stopping;
+        Self::with(tokenizer, &ask.stopping, ask.special_tokens)
+    }
+
+    fn with(tokenizer: &Arc<Tokenizer>, stopping: &Stopping, special: SpecialTokens) -> Self {
         let include = if stopping.include_text {
             IncludeStop::Yes
         } else {
@@ -72,7 +75,7 @@ impl Choice {
         };
         Self {
             tokenizer: Arc::clone(tokenizer),
-            detokenizer: Detokenizer::new(ask.special_tokens),
+            detokenizer: Detokenizer::new(special),
             stops: StopStrings::new(stopping.texts.iter().cloned(), include),
             texts: Arc::clone(&stopping.texts),
             shows_stop: stopping.include_text,
@@ -149,5 +152,84 @@ fn ended(finish: EngineFinish) -> End {
             reason: FinishReason::Stop,
             stop: token.map(StopReason::Token),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tokens `a`, `b`, `c` and the two bytes of `é`.
+    fn tokenizer() -> Arc<Tokenizer> {
+        let json = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
+            "pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false},
+            "post_processor":null,"decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true},
+            "model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,
+            "fuse_unk":false,"byte_fallback":false,"vocab":{"a":0,"b":1,"c":2,"\u00c3":3,"\u00a9":4},"merges":[]}}"#;
+        Arc::new(Tokenizer::from_json(json.as_bytes()).unwrap())
+    }
+
+    /// What comes out after each token: text, number of tokens, `!` at the end.
+    fn check(
+        stops: &[&str],
+        include_text: bool,
+        tokens: &[u32],
+        finish: EngineFinish,
+    ) -> Vec<String> {
+        let stopping = Stopping {
+            texts: stops.iter().map(|stop| (*stop).to_owned()).collect(),
+            include_text,
+            tokens: Box::default(),
+            ignore_eos: false,
+        };
+        let mut choice = Choice::with(&tokenizer(), &stopping, SpecialTokens::Skip);
+        let mut shown = Vec::new();
+        for (i, &token) in tokens.iter().enumerate() {
+            let finish = (i + 1 == tokens.len()).then_some(finish);
+            let Some(piece) = choice.push(
+                Sampled {
+                    token,
+                    logprobs: None,
+                },
+                finish,
+            ) else {
+                continue;
+            };
+            let end = piece.end.map_or("", |_| "!");
+            shown.push(format!("{}{}{end}", piece.text, piece.tokens.len()));
+            piece.tokens.clear();
+            if !end.is_empty() {
+                break;
+            }
+        }
+        shown
+    }
+
+    const LENGTH: EngineFinish = EngineFinish::Length;
+    const EOS: EngineFinish = EngineFinish::Stop { token: None };
+
+    #[test]
+    fn tokens_wait_for_the_character_they_are_part_of() {
+        assert_eq!(
+            check(&[], false, &[0, 3, 4, 1], LENGTH),
+            ["a1", "é2", "b1!"]
+        );
+        assert_eq!(check(&[], false, &[0, 3], LENGTH), ["a1", "\u{fffd}1!"]);
+    }
+
+    #[test]
+    fn what_may_be_a_stop_text_is_held_back_and_comes_out_if_it_is_none() {
+        assert_eq!(
+            check(&["bc"], false, &[0, 1, 0, 1], LENGTH),
+            ["a1", "ba2", "b1!"]
+        );
+        assert_eq!(check(&["bc"], false, &[0, 1, 2, 0], LENGTH), ["a1", "2!"]);
+        assert_eq!(check(&["bc"], true, &[0, 1, 2, 0], LENGTH), ["a1", "bc2!"]);
+    }
+
+    #[test]
+    fn the_token_that_ends_a_choice_is_counted_and_not_shown() {
+        assert_eq!(check(&[], false, &[0, 2], EOS), ["a1", "1!"]);
+        assert_eq!(check(&[], true, &[0, 2], EOS), ["a1", "c1!"]);
     }
 }

@@ -104,6 +104,8 @@ pub struct ServerConfig {
     pub http: baton_http::ServeConfig,
     /// Largest request body in bytes.
     pub max_body_bytes: usize,
+    /// Bytes of all request bodies that are being answered.
+    pub max_bodies_bytes: usize,
     /// Most commands that wait for the engine thread.
     pub inbox: usize,
     /// Most sequences that one request may ask for, prompts times `n`.
@@ -129,6 +131,7 @@ impl Default for ServerConfig {
             api_keys: Vec::new(),
             http: baton_http::ServeConfig::default(),
             max_body_bytes: 64 << 20,
+            max_bodies_bytes: 1 << 30,
             inbox: 1024,
             max_sequences_per_request: 1024,
             max_logprobs: 20,

@@ -304,6 +304,11 @@ impl Driver {
         series
             .preemptions
             .inc_by(stats.preemptions - self.seen.preemptions);
+        if stats.iterations > self.seen.iterations {
+            series
+                .step_tokens
+                .observe(f64::from(stats.last_iteration_tokens));
+        }
         self.seen = stats;
     }
 }

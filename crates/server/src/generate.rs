@@ -9,21 +9,21 @@ use axum::response::Response;
 use baton_engine::{Handover, Limits, NewSequence, Sampling};
 use baton_kv::{KvTransferParams, KvTransferRequest};
 use baton_openai::{ApiError, ChatCompletionRequest, CompletionRequest};
-use bytes::Bytes;
 use http::HeaderMap;
 use tokio::sync::mpsc;
 
 use crate::answer::{Answer, Dialect, Echo};
 use crate::app::{App, InFlight};
+use crate::body::Received;
 use crate::call::{Call, Handing, Incoming};
 use crate::choice::Choice;
 use crate::conversation;
+use crate::id;
 use crate::inbox::{Admission, Ending, InboxError};
 use crate::prefiller::{self, Errand};
 use crate::rejection::{self, Rejection};
 use crate::tokens::{self, Encoded};
 use crate::validate::{self, Ask};
-use crate::{body, id};
 
 /// Events besides tokens that one sequence can cause: a refusal, a fetch, an export.
 const SPARE_UPDATES: usize = 4;
@@ -85,7 +85,7 @@ struct Arrival {
     at: Instant,
     path: String,
     headers: HeaderMap,
-    body: Bytes,
+    body: Received,
     in_flight: InFlight,
 }
 
@@ -101,7 +101,7 @@ impl Arrival {
         }
         let (head, body) = request.into_parts();
         check_rank(&head.headers)?;
-        let body = body::read(&head.headers, body, app.config.max_body_bytes).await?;
+        let body = app.bodies.read(&head.headers, body).await?;
         Ok(Self {
             at,
             path: head.uri.path().to_owned(),
@@ -179,7 +179,7 @@ impl Job {
                 },
                 _ => Handing::Keep,
             },
-            KvTransferRequest::Consume(params) => take_over(app, params.clone()),
+            KvTransferRequest::Consume(params) => self.take_over(app, params.clone()),
         }
     }
 
@@ -195,12 +195,19 @@ impl Job {
             id,
         };
         match app.prefillers.ask(named, errand).await {
-            Ok(params) => take_over(app, params),
+            Ok(params) => self.take_over(app, params),
             Err(error) => {
                 tracing::warn!(%error, id = %self.id, "no prefill; computing");
                 Handing::Keep
             }
         }
+    }
+
+    fn take_over(&self, app: &App, params: KvTransferParams) -> Handing {
+        let client = app.kv_client.as_ref().filter(|_| app.config.role.imports());
+        let n_prompt = self.prompts.first().map_or(0, |prompt| prompt.ids.len());
+        let incoming = client.and_then(|client| Incoming::hold(client, params, n_prompt));
+        incoming.map_or(Handing::Keep, Handing::In)
     }
 
     fn admit(
@@ -283,11 +290,4 @@ impl Job {
             .map(|_| Choice::new(&app.tokenizer, &self.ask))
             .collect()
     }
-}
-
-fn take_over(app: &App, params: KvTransferParams) -> Handing {
-    let client = app.kv_client.as_ref().filter(|_| app.config.role.imports());
-    client
-        .and_then(|client| Incoming::hold(client, params))
-        .map_or(Handing::Keep, Handing::In)
 }

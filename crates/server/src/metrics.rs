@@ -23,6 +23,9 @@ const PER_REQUEST: &[f64] = &[
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
     480.0, 960.0, 1920.0, 7680.0,
 ];
+const PER_STEP: &[f64] = &[
+    1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0,
+];
 const N: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
 
 /// What the labels and the constant series say.
@@ -80,6 +83,7 @@ pub(crate) struct EngineSeries {
     pub(crate) external_queries: IntCounter,
     pub(crate) external_hits: IntCounter,
     pub(crate) preemptions: IntCounter,
+    pub(crate) step_tokens: Histogram,
 }
 
 /// Tokens of all sequences.
@@ -168,6 +172,7 @@ impl EngineSeries {
             external_queries: s.counter("vllm:external_prefix_cache_queries_total", "Tokens asked of another server."),
             external_hits: s.counter("vllm:external_prefix_cache_hits_total", "Tokens whose KV came from another server."),
             preemptions: s.counter("vllm:num_preemptions_total", "Sequences that gave their blocks up for others."),
+            step_tokens: s.histogram("vllm:iteration_tokens_total", "Tokens of a step.", PER_STEP),
         }
     }
 }

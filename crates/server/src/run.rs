@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Life};
+use crate::body::BodyLimits;
 use crate::clock;
 use crate::engine_thread::{EngineFailure, EngineThread};
 use crate::metrics::{Labels, Metrics};
@@ -79,6 +80,7 @@ pub async fn run(
         kv_server: parts.kv_server.map(Arc::new),
         kv_client: parts.kv_client.map(Arc::new),
         prefillers: prefillers(&config),
+        bodies: BodyLimits::new(config.max_body_bytes, config.max_bodies_bytes),
         life: life.clone(),
         load: Arc::default(),
         card,

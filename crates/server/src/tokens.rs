@@ -13,7 +13,6 @@ use http::StatusCode;
 
 use crate::answer::Echo;
 use crate::app::App;
-use crate::body;
 use crate::conversation::{self, Conversation};
 use crate::rejection::{self, Rejection, json};
 use crate::validate::{self, Ask, Truncate};
@@ -191,7 +190,7 @@ pub(crate) async fn tokenize(
     request: Request,
 ) -> Result<Response, Rejection> {
     let (head, body) = request.into_parts();
-    let body = body::read(&head.headers, body, app.config.max_body_bytes).await?;
+    let body = app.bodies.read(&head.headers, body).await?;
     let request = TokenizeRequest::from_slice(&body)?;
     let model = validate::named(request.model.as_deref(), &app.card)?;
     let add = request.add_special_tokens.map(validate::add_special);
@@ -231,7 +230,7 @@ pub(crate) async fn detokenize(
     request: Request,
 ) -> Result<Response, Rejection> {
     let (head, body) = request.into_parts();
-    let body = body::read(&head.headers, body, app.config.max_body_bytes).await?;
+    let body = app.bodies.read(&head.headers, body).await?;
     let request = DetokenizeRequest::from_slice(&body)?;
     validate::named(request.model.as_deref(), &app.card)?;
     let prompt = app.tokenizer.decode(&request.tokens, SpecialTokens::Keep);
