@@ -67,6 +67,11 @@ impl Desk {
         self.servers.store(Arc::new(servers));
     }
 
+    /// `server` has begun to answer a request with `prompt`.
+    pub(crate) fn answered(&self, server: EndpointId, prompt: &Prompt) {
+        self.deciding.lock().scheduler.answered(prompt, server);
+    }
+
     /// `server` lost its cache, or is gone.
     pub(crate) fn forget(&self, server: EndpointId) {
         self.deciding.lock().scheduler.forget(server);
@@ -131,7 +136,7 @@ impl Desk {
             },
             *turn,
         )?;
-        scheduler.record(prompt, &decision);
+        scheduler.sent(prompt, &decision);
         // Counted before the lock is released, so that the next decision sees it.
         let flight = |id| servers.iter().find(|s| s.id == id).map(Flight::to);
         let decode = flight(decision.decode).ok_or(Unschedulable::NoneHealthy)?;

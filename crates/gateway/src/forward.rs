@@ -68,8 +68,16 @@ pub(crate) async fn forward(
         let server = route.decision.decode;
         tried.push(server);
         let reason = match attempt(gateway, &journey.outgoing, route).await {
-            Outcome::Stream(response, flight) => return Ok(stream(response, flight, journey)),
-            Outcome::Whole(response) => return Ok(response),
+            Outcome::Stream(response, flight) => {
+                gateway.desk.answered(server, &prompt);
+                return Ok(stream(response, flight, journey));
+            }
+            Outcome::Whole(response) => {
+                if response.status().is_success() {
+                    gateway.desk.answered(server, &prompt);
+                }
+                return Ok(response);
+            }
             Outcome::Busy(response) => {
                 failure = Ok(response);
                 Retry::Busy

@@ -14,6 +14,6 @@ mod schedule;
 
 pub use endpoint::{Endpoint, EndpointId, Health, Load, Role};
 pub use policy::{Policy, Score, Weights};
-pub use prefix::PrefixIndex;
+pub use prefix::{Certainty, Match, PrefixIndex};
 pub use prompt::{BLOCK_BYTES, BlockHash, MAX_BLOCKS, Prompt, PromptHasher};
 pub use schedule::{Decision, Prefill, Request, Scheduler, Unschedulable};

@@ -1,6 +1,6 @@
 //! Which server probably holds which prefix: chained block hashes, and for each the servers that were sent it.
 //!
-//! It remembers what was sent, not what is cached; each server's memory here is bounded and forgets the least recently
+//! It remembers what was sent and what was answered, not what is cached; each server's memory here is bounded and forgets the least recently
 //! used, as the server's own cache does. Every holder is a node in two structures at once: the short list of a hash's
 //! holders, and its server's list in order of use.
 
@@ -20,11 +20,30 @@ pub struct PrefixIndex {
     free: Vec<u32>,
 }
 
+/// How sure it is that a server holds what it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Certainty {
+    /// It was sent there and may still wait in a queue.
+    Expected,
+    /// An answer came, so that it has been computed or fetched.
+    Computed,
+}
+
+/// How many of a prompt's leading blocks a server holds without a gap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Match {
+    /// Including those that are only expected: at least `computed`.
+    pub expected: usize,
+    /// Those that have been computed.
+    pub computed: usize,
+}
+
 /// One server's copy of a block.
 #[derive(Clone, Copy, Debug)]
 struct Holder {
     server: EndpointId,
     node: u32,
+    certainty: Certainty,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -56,22 +75,24 @@ impl PrefixIndex {
         }
     }
 
-    /// Counts, for every server of `servers` (in ascending order), how many of the leading `blocks` it holds without a
-    /// gap. `counts` gets one entry a server, in the same order. Looks at one block more than the longest match.
-    pub fn matches(&self, blocks: &[BlockHash], servers: &[EndpointId], counts: &mut Vec<usize>) {
-        counts.clear();
-        counts.resize(servers.len(), 0);
+    /// Finds, for every server of `servers` (in ascending order), how much of the leading `blocks` it holds. `found` gets
+    /// one entry a server, in the same order. Looks at one block more than the longest match.
+    pub fn matches(&self, blocks: &[BlockHash], servers: &[EndpointId], found: &mut Vec<Match>) {
+        found.clear();
+        found.resize(servers.len(), Match::default());
         for (depth, block) in blocks.iter().enumerate() {
-            let Some(holders) = self.holders.get(block) else {
-                return;
-            };
+            let holders = self.holders.get(block).map_or(&[][..], Vec::as_slice);
             let mut somebody = false;
             for holder in holders {
-                if let Ok(i) = servers.binary_search(&holder.server)
-                    && counts[i] == depth
-                {
-                    counts[i] = depth + 1;
+                let Ok(i) = servers.binary_search(&holder.server) else {
+                    continue;
+                };
+                if found[i].expected == depth {
+                    found[i].expected += 1;
                     somebody = true;
+                }
+                if found[i].computed == depth && holder.certainty == Certainty::Computed {
+                    found[i].computed += 1;
                 }
             }
             if !somebody {
@@ -80,16 +101,18 @@ impl PrefixIndex {
         }
     }
 
-    /// Notes that `server` was sent a prompt of `blocks`.
-    pub fn insert(&mut self, server: EndpointId, blocks: &[BlockHash]) {
+    /// Notes that `server` was sent a prompt of `blocks`, or has answered it.
+    pub fn insert(&mut self, server: EndpointId, blocks: &[BlockHash], certainty: Certainty) {
         // Last block first, so that a prefix is younger than what builds on it: the tail is forgotten before the root.
         for &hash in blocks.iter().take(self.capacity_of(server)).rev() {
             match self.find(server, hash) {
-                Some(node) => {
+                Some(holder) => {
+                    holder.certainty = holder.certainty.max(certainty);
+                    let node = holder.node;
                     self.unlink(server, node);
                     self.link_newest(server, node);
                 }
-                None => self.add(server, hash),
+                None => self.add(server, hash, certainty),
             }
         }
     }
@@ -135,15 +158,14 @@ impl PrefixIndex {
         })
     }
 
-    fn find(&self, server: EndpointId, hash: BlockHash) -> Option<u32> {
+    fn find(&mut self, server: EndpointId, hash: BlockHash) -> Option<&mut Holder> {
         self.holders
-            .get(&hash)?
-            .iter()
+            .get_mut(&hash)?
+            .iter_mut()
             .find(|h| h.server == server)
-            .map(|h| h.node)
     }
 
-    fn add(&mut self, server: EndpointId, hash: BlockHash) {
+    fn add(&mut self, server: EndpointId, hash: BlockHash, certainty: Certainty) {
         if self.len_of(server) >= self.capacity_of(server) {
             self.drop_oldest(server);
         }
@@ -165,10 +187,11 @@ impl PrefixIndex {
                 node
             }
         };
-        self.holders
-            .entry(hash)
-            .or_default()
-            .push(Holder { server, node });
+        self.holders.entry(hash).or_default().push(Holder {
+            server,
+            node,
+            certainty,
+        });
         self.link_newest(server, node);
     }
 
@@ -238,27 +261,53 @@ mod tests {
     }
 
     fn matches(index: &PrefixIndex, blocks: &[u64], servers: &[EndpointId]) -> Vec<usize> {
-        let mut counts = Vec::new();
-        index.matches(&chain(blocks), servers, &mut counts);
-        counts
+        let mut found = Vec::new();
+        index.matches(&chain(blocks), servers, &mut found);
+        found.iter().map(|m| m.expected).collect()
     }
 
     #[test]
     fn each_server_is_matched_up_to_its_first_gap() {
         let mut index = PrefixIndex::new(10);
-        index.insert(A, &chain(&[1, 2, 3]));
-        index.insert(B, &chain(&[1]));
-        index.insert(B, &chain(&[3]));
+        index.insert(A, &chain(&[1, 2, 3]), Certainty::Expected);
+        index.insert(B, &chain(&[1]), Certainty::Expected);
+        index.insert(B, &chain(&[3]), Certainty::Expected);
         assert_eq!(matches(&index, &[1, 2, 3, 4], &[A, B]), [3, 1]);
         assert_eq!(matches(&index, &[2, 3], &[B]), [0]);
         assert_eq!(matches(&index, &[], &[A, B]), [0, 0]);
     }
 
     #[test]
+    fn what_was_answered_is_sure_and_what_was_only_sent_is_not() {
+        let mut index = PrefixIndex::new(10);
+        index.insert(A, &chain(&[1, 2, 3]), Certainty::Expected);
+        index.insert(A, &chain(&[1]), Certainty::Computed);
+        index.insert(A, &chain(&[1, 2, 3]), Certainty::Expected);
+        let mut found = Vec::new();
+        index.matches(&chain(&[1, 2, 3, 4]), &[A], &mut found);
+        assert_eq!(
+            found,
+            [Match {
+                expected: 3,
+                computed: 1
+            }]
+        );
+        index.insert(A, &chain(&[1, 2, 3]), Certainty::Computed);
+        index.matches(&chain(&[1, 2, 3, 4]), &[A], &mut found);
+        assert_eq!(
+            found,
+            [Match {
+                expected: 3,
+                computed: 3
+            }]
+        );
+    }
+
+    #[test]
     fn a_full_server_forgets_the_tail_of_what_it_used_longest_ago() {
         let mut index = PrefixIndex::new(4);
-        index.insert(A, &chain(&[1, 2, 3]));
-        index.insert(A, &chain(&[7, 8]));
+        index.insert(A, &chain(&[1, 2, 3]), Certainty::Expected);
+        index.insert(A, &chain(&[7, 8]), Certainty::Expected);
         assert_eq!(matches(&index, &[1, 2, 3], &[A]), [2]);
         assert_eq!(matches(&index, &[7, 8], &[A]), [2]);
         assert_eq!(index.len_of(A), 4);
@@ -267,8 +316,8 @@ mod tests {
     #[test]
     fn a_forgotten_server_holds_nothing_and_others_keep_theirs() {
         let mut index = PrefixIndex::new(4);
-        index.insert(A, &chain(&[1, 2]));
-        index.insert(B, &chain(&[1, 2]));
+        index.insert(A, &chain(&[1, 2]), Certainty::Expected);
+        index.insert(B, &chain(&[1, 2]), Certainty::Expected);
         index.forget(A);
         assert_eq!(matches(&index, &[1, 2], &[A, B]), [0, 2]);
         index.forget(B);
@@ -278,16 +327,16 @@ mod tests {
     #[test]
     fn a_server_with_a_smaller_cache_is_trusted_with_less() {
         let mut index = PrefixIndex::new(4);
-        index.insert(A, &chain(&[1, 2, 3, 4]));
+        index.insert(A, &chain(&[1, 2, 3, 4]), Certainty::Expected);
         index.set_capacity(A, 2);
         assert_eq!(matches(&index, &[1, 2, 3, 4], &[A]), [2]);
-        index.insert(A, &chain(&[5, 6, 7]));
+        index.insert(A, &chain(&[5, 6, 7]), Certainty::Expected);
         assert_eq!(
             (index.len_of(A), matches(&index, &[5, 6, 7], &[A])),
             (2, vec![2])
         );
         index.set_capacity(A, 0);
-        index.insert(A, &chain(&[1, 2, 3, 4, 5]));
+        index.insert(A, &chain(&[1, 2, 3, 4, 5]), Certainty::Expected);
         assert_eq!(index.len_of(A), 4);
     }
 
@@ -307,7 +356,7 @@ mod tests {
                     list.clear();
                 } else {
                     let hashes: Vec<u64> = (first..first + len as u64).collect();
-                    index.insert(EndpointId(server), &chain(&hashes));
+                    index.insert(EndpointId(server), &chain(&hashes), Certainty::Expected);
                     for &hash in hashes.iter().take(capacity).rev() {
                         list.retain(|&h| h != hash);
                         list.insert(0, hash);

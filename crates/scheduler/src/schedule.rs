@@ -1,7 +1,10 @@
 //! The decision: filter, score, pick; decode first, then prefill if it is worth it.
 
 use crate::policy::Extremes;
-use crate::{BlockHash, Endpoint, EndpointId, Policy, PrefixIndex, Prompt, Score, Weights};
+use crate::{
+    BlockHash, Certainty, Endpoint, EndpointId, Match, Policy, PrefixIndex, Prompt, Role, Score,
+    Weights,
+};
 
 /// What a decision needs to know of a request.
 #[derive(Clone, Copy, Debug)]
@@ -65,31 +68,33 @@ pub enum Unschedulable {
 pub struct Scheduler {
     policy: Policy,
     index: PrefixIndex,
+    workspace: Workspace,
+}
+
+/// What one choice needs and the next one uses again.
+#[derive(Debug, Default)]
+struct Workspace {
     candidates: Vec<usize>,
     ids: Vec<EndpointId>,
-    matched: Vec<usize>,
+    found: Vec<Match>,
     scores: Vec<Score>,
 }
 
-/// The winner of one profile.
+/// The winner of one choice.
 struct Picked {
     id: EndpointId,
     score: Score,
-    matched: usize,
+    found: Match,
 }
 
 impl Scheduler {
     /// A scheduler that knows of no prompt yet.
     #[must_use]
     pub fn new(policy: Policy, index: PrefixIndex) -> Self {
-        let (candidates, ids, matched, scores) = <_>::default();
         Self {
             policy,
             index,
-            candidates,
-            ids,
-            matched,
-            scores,
+            workspace: Workspace::default(),
         }
     }
 
@@ -104,23 +109,23 @@ impl Scheduler {
         turn: u64,
     ) -> Result<Decision, Unschedulable> {
         let blocks = &request.prompt.blocks;
-        let candidates = fleet
-            .iter()
-            .enumerate()
-            .filter(|(_, e)| e.role.decodes() && may_take(e, request));
-        let decode = {
-            self.candidates.clear();
-            self.candidates.extend(candidates.map(|(i, _)| i));
-            let weights = self.policy.decode;
-            self.pick(fleet, blocks, &weights, turn)
-                .ok_or_else(|| why_nobody(fleet, request))?
+        let mut pick = |role: fn(Role) -> bool, weights: &Weights| {
+            let may_take = |e: &Endpoint| role(e.role) && may_take(e, request);
+            self.workspace.gather(fleet, may_take);
+            self.workspace
+                .pick(fleet, &self.index, blocks, weights, turn)
         };
-        let uncached_tokens = request.prompt.tokens_beyond(decode.matched);
-        let prefill = match self.policy.pd_threshold {
-            Some(threshold) if uncached_tokens > 0 && uncached_tokens >= threshold => {
-                self.prefill(fleet, request, turn)
-            }
-            _ => Prefill::NotWorthIt,
+        let decode =
+            pick(Role::decodes, &self.policy.decode).ok_or_else(|| why_nobody(fleet, request))?;
+        // What is merely expected there may be far back in a queue, and asking a prefill server that has it costs little.
+        let uncached_tokens = request.prompt.tokens_beyond(decode.found.computed);
+        let worth_it = |threshold: u32| uncached_tokens > 0 && uncached_tokens >= threshold;
+        let prefill = if !self.policy.pd_threshold.is_some_and(worth_it) {
+            Prefill::NotWorthIt
+        } else if let Some(picked) = pick(Role::prefills_for_others, &self.policy.prefill) {
+            Prefill::At(picked.id, picked.score)
+        } else {
+            Prefill::NoneHealthy
         };
         Ok(Decision {
             decode: decode.id,
@@ -130,12 +135,19 @@ impl Scheduler {
         })
     }
 
-    /// Notes that a request with `prompt` went where `decision` says.
-    pub fn record(&mut self, prompt: &Prompt, decision: &Decision) {
-        self.index.insert(decision.decode, &prompt.blocks);
-        if let Some(prefill) = decision.prefill.server() {
-            self.index.insert(prefill, &prompt.blocks);
+    /// Notes that a request with `prompt` was sent where `decision` says.
+    pub fn sent(&mut self, prompt: &Prompt, decision: &Decision) {
+        let servers = [Some(decision.decode), decision.prefill.server()];
+        for server in servers.into_iter().flatten() {
+            self.index
+                .insert(server, &prompt.blocks, Certainty::Expected);
         }
+    }
+
+    /// Notes that `decode` has begun to answer a request with `prompt`, and so has its KV.
+    pub fn answered(&mut self, prompt: &Prompt, decode: EndpointId) {
+        self.index
+            .insert(decode, &prompt.blocks, Certainty::Computed);
     }
 
     /// Notes that `server` is gone, or lost its cache.
@@ -147,47 +159,43 @@ impl Scheduler {
     pub fn set_cache_size(&mut self, server: EndpointId, blocks: usize) {
         self.index.set_capacity(server, blocks);
     }
+}
 
-    fn prefill(&mut self, fleet: &[Endpoint], request: &Request<'_>, turn: u64) -> Prefill {
-        let candidates = fleet
-            .iter()
-            .enumerate()
-            .filter(|(_, e)| e.role.prefills_for_others() && may_take(e, request));
+impl Workspace {
+    /// Makes the endpoints that `may_take` a request the candidates, in the order of their names: the order in which
+    /// they were found does not matter.
+    fn gather(&mut self, fleet: &[Endpoint], may_take: impl Fn(&Endpoint) -> bool) {
         self.candidates.clear();
-        self.candidates.extend(candidates.map(|(i, _)| i));
-        let weights = self.policy.prefill;
-        match self.pick(fleet, &request.prompt.blocks, &weights, turn) {
-            Some(picked) => Prefill::At(picked.id, picked.score),
-            None => Prefill::NoneHealthy,
-        }
-    }
-
-    /// The best of `self.candidates`.
-    fn pick(
-        &mut self,
-        fleet: &[Endpoint],
-        blocks: &[BlockHash],
-        weights: &Weights,
-        turn: u64,
-    ) -> Option<Picked> {
-        // The order of names, so that the order in which endpoints were found does not matter.
+        self.candidates
+            .extend((0..fleet.len()).filter(|&i| may_take(&fleet[i])));
         self.candidates.sort_unstable_by_key(|&i| fleet[i].id);
         self.ids.clear();
         self.ids
             .extend(self.candidates.iter().map(|&i| fleet[i].id));
-        self.index.matches(blocks, &self.ids, &mut self.matched);
+    }
 
+    /// The best of the candidates.
+    fn pick(
+        &mut self,
+        fleet: &[Endpoint],
+        index: &PrefixIndex,
+        blocks: &[BlockHash],
+        weights: &Weights,
+        turn: u64,
+    ) -> Option<Picked> {
+        index.matches(blocks, &self.ids, &mut self.found);
         let extremes = Extremes::of(self.candidates.iter().map(|&i| &fleet[i]));
         self.scores.clear();
         self.scores.extend(
-            (self.candidates.iter().zip(&self.matched))
-                .map(|(&i, &matched)| weights.score(&fleet[i], extremes, matched, blocks.len())),
+            (self.candidates.iter().zip(&self.found)).map(|(&i, found)| {
+                weights.score(&fleet[i], extremes, found.expected, blocks.len())
+            }),
         );
         let best = best(&self.scores, turn)?;
         Some(Picked {
             id: self.ids[best],
             score: self.scores[best],
-            matched: self.matched[best],
+            found: self.found[best],
         })
     }
 }

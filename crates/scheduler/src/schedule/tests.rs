@@ -5,12 +5,13 @@
 //! threshold 128 | never
 //! d0 decode [waiting N] [active N] [kv F] [down|draining] [models a,b]
 //! forget d0
-//! ask TEXT*N [model M] [avoid d0] [turn N] => d0 | d0 + p0 | d0, no prefill server | unknown model | nobody
+//! ask TEXT*N [model M] [avoid d0] [turn N] [unanswered yet] => d0 | d0 + p0 | d0, no prefill server | unknown model | nobody
 //! ```
-//! `TEXT*N` is the word TEXT repeated to N tokens, four bytes each. What was asked is remembered.
+//! `TEXT*N` is the word TEXT repeated to N tokens, four bytes each. What was asked is remembered, as
+//! answered unless it says otherwise.
 
 use super::*;
-use crate::{Health, Load, PromptHasher, Role};
+use crate::{Health, Load, PromptHasher};
 use proptest::prelude::*;
 use std::fmt::Write as _;
 
@@ -84,11 +85,12 @@ fn prompt(text: &str) -> Prompt {
 }
 
 fn ask(world: &World, scheduler: &mut Scheduler, words: &[&str]) -> String {
-    let (mut model, mut avoid, mut turn) = (Some("m"), vec![], 0);
+    let (mut model, mut avoid, mut turn, mut answered) = (Some("m"), vec![], 0, true);
     for pair in words[1..].chunks(2) {
         match pair[0] {
             "model" => model = Some(pair[1]).filter(|&m| m != "-"),
             "avoid" => avoid = pair[1].split(',').map(|n| world.id(n)).collect(),
+            "unanswered" => answered = false,
             "turn" => turn = pair[1].parse().unwrap(),
             other => panic!("what is {other}?"),
         }
@@ -101,7 +103,10 @@ fn ask(world: &World, scheduler: &mut Scheduler, words: &[&str]) -> String {
     };
     let decided = scheduler.decide(&world.fleet, &request, turn);
     if let Ok(d) = &decided {
-        scheduler.record(&prompt, d);
+        scheduler.sent(&prompt, d);
+        if answered {
+            scheduler.answered(&prompt, d.decode);
+        }
     }
     world.show(decided.as_ref().map_err(|e| *e))
 }
@@ -150,6 +155,18 @@ fn a_prompt_that_decode_has_cached_needs_no_prefill() {
          ask story*1600 => d0
          ask story*1728 => d0 + p0
          ask story*1855 => d0",
+    );
+}
+
+#[test]
+fn a_prompt_that_is_still_under_way_draws_its_like_but_does_not_count_as_cached() {
+    check(
+        "d0 decode
+         d1 decode
+         p0 prefill
+         ask story*1600 turn 1 unanswered yet => d1 + p0
+         ask story*1600 turn 0 => d1 + p0
+         ask story*1600 turn 0 => d1",
     );
 }
 
@@ -336,7 +353,7 @@ proptest! {
                         Prefill::NoneHealthy => prop_assert!(!eligible(Role::prefills_for_others)),
                         Prefill::NotWorthIt => prop_assert!(d.uncached_tokens < 128),
                     }
-                    scheduler.record(&prompt, &d);
+                    scheduler.sent(&prompt, &d);
                 }
             }
         }
