@@ -128,7 +128,12 @@ pub(crate) struct Serve {
     #[arg(long, default_value = "1GiB", value_parser = byte_count)]
     pub kv_host_pool: u64,
     /// Shared secret of a P/D pool, 64 hex digits. Without one a server neither gives nor takes KV.
-    #[arg(long, env = "BATON_KV_SECRET", hide_env_values = true, value_name = "HEX")]
+    #[arg(
+        long,
+        env = "BATON_KV_SECRET",
+        hide_env_values = true,
+        value_name = "HEX"
+    )]
     pub kv_secret: Option<String>,
     /// Hosts, besides loopback, that this server may be told to prefill on and pull KV from; * allows all.
     #[arg(long, value_name = "HOST", num_args = 1..)]
@@ -217,13 +222,19 @@ fn token_count(text: &str) -> Result<usize, String> {
         Some(digits) => (digits, if text.ends_with('k') { 1000 } else { 1024 }),
         None => (text, 1),
     };
-    let n: usize = digits.parse().map_err(|_| "expected a number such as 8192, 32k or 32K".to_owned())?;
-    n.checked_mul(unit).filter(|&n| n > 0 && n <= u32::MAX as usize).ok_or_else(|| "out of range".to_owned())
+    let n: usize = digits
+        .parse()
+        .map_err(|_| "expected a number such as 8192, 32k or 32K".to_owned())?;
+    n.checked_mul(unit)
+        .filter(|&n| n > 0 && n <= u32::MAX as usize)
+        .ok_or_else(|| "out of range".to_owned())
 }
 
 /// `1073741824`, `512MiB`, `1GiB`, `2GB`.
 fn byte_count(text: &str) -> Result<u64, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
     let factor: u64 = match unit {
         "" | "B" => 1,
@@ -235,19 +246,29 @@ fn byte_count(text: &str) -> Result<u64, String> {
         "GB" => 1_000_000_000,
         _ => return Err("expected bytes, such as 512MiB or 1GiB".to_owned()),
     };
-    let n: u64 = digits.parse().map_err(|_| "expected bytes, such as 512MiB or 1GiB".to_owned())?;
-    n.checked_mul(factor).ok_or_else(|| "out of range".to_owned())
+    let n: u64 = digits
+        .parse()
+        .map_err(|_| "expected bytes, such as 512MiB or 1GiB".to_owned())?;
+    n.checked_mul(factor)
+        .ok_or_else(|| "out of range".to_owned())
 }
 
 /// `500ms`, `15s`, `2m`.
 fn duration(text: &str) -> Result<Duration, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
-    let n: u64 = digits.parse().map_err(|_| "expected a duration such as 500ms, 15s or 2m".to_owned())?;
+    let n: u64 = digits
+        .parse()
+        .map_err(|_| "expected a duration such as 500ms, 15s or 2m".to_owned())?;
     match unit {
         "ms" => Ok(Duration::from_millis(n)),
         "s" => Ok(Duration::from_secs(n)),
-        "m" => n.checked_mul(60).map(Duration::from_secs).ok_or_else(|| "out of range".to_owned()),
+        "m" => n
+            .checked_mul(60)
+            .map(Duration::from_secs)
+            .ok_or_else(|| "out of range".to_owned()),
         _ => Err("expected a duration such as 500ms, 15s or 2m".to_owned()),
     }
 }
@@ -267,7 +288,11 @@ mod tests {
         assert_eq!(token_count("8192"), Ok(8192));
         assert_eq!(token_count("32k"), Ok(32_000));
         assert_eq!(token_count("32K"), Ok(32_768));
-        assert!(token_count("0").is_err() && token_count("x").is_err() && token_count("99999999k").is_err());
+        assert!(
+            token_count("0").is_err()
+                && token_count("x").is_err()
+                && token_count("99999999k").is_err()
+        );
     }
 
     #[test]

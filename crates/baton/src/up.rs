@@ -9,6 +9,8 @@ mod child;
 mod runtime;
 mod screen;
 
+use crate::lifetime::{ParentWatch, shutdown_token};
+use crate::{Failure, cli};
 use anyhow::{Context as _, bail};
 use baton_gateway::{EndpointConfig, GatewayConfig, Role};
 use baton_http::Client;
@@ -44,6 +46,44 @@ pub(crate) struct Options {
     pub(crate) pd_threshold: u32,
     /// Further arguments of every `baton serve`.
     pub(crate) serve_args: Vec<OsString>,
+}
+
+/// `baton up`: fetches what is missing, so that the servers do not each try, and brings the stack up.
+///
+/// # Errors
+/// See [`up`]; a package that cannot be fetched.
+pub(crate) fn command(args: cli::Up) -> Result<(), Failure> {
+    let model = crate::model::find(&args.model)?;
+    if !args
+        .serve_args
+        .iter()
+        .any(|arg| arg.starts_with("--device") || arg.starts_with("--plugin"))
+    {
+        crate::model::bring(&crate::fetch::CPU)?;
+    }
+    let baton = std::env::current_exe().map_err(|e| Failure::Unavailable(e.into()))?;
+    let mut serve_args: Vec<OsString> = args.serve_args.into_iter().map(OsString::from).collect();
+    if !serve_args
+        .iter()
+        .any(|arg| arg.to_string_lossy().starts_with("--served-model-name"))
+    {
+        serve_args.extend(["--served-model-name".into(), args.model.into()]);
+    }
+    let options = Options {
+        baton,
+        model: model.into(),
+        port: args.port,
+        n_prefill: args.prefill,
+        n_decode: usize::from(args.decode),
+        pd_threshold: args.pd_threshold,
+        serve_args,
+    };
+    let runtime = tokio::runtime::Runtime::new().map_err(|e| Failure::Unavailable(e.into()))?;
+    runtime.block_on(async {
+        let shutdown =
+            shutdown_token(ParentWatch::Off).map_err(|e| Failure::Unavailable(e.into()))?;
+        up(options, shutdown).await.map_err(Failure::Unavailable)
+    })
 }
 
 /// Brings the stack up, says where it is, and looks after it until `shutdown`. A second Ctrl-C during the end kills what

@@ -1,0 +1,270 @@
+//! `baton serve`: one model server, put together from its flags.
+
+use crate::cli::{Device, Role, Serve};
+use crate::lifetime::{ParentWatch, shutdown_token};
+use crate::{Failure, model, say_ready};
+use anyhow::{Context as _, anyhow};
+use baton_checkpoint::Checkpoint;
+use baton_engine::{EngineConfig, PrefixCaching, Runner};
+use baton_kv::KvLayout;
+use baton_kv_transfer::{KvClient, KvClientConfig, KvServer, KvServerConfig, PeerPolicy, Secret};
+use baton_server::{
+    ApiKey, GenerationDefaults, ModelCard, Parts, PrefillerPolicy, ServerConfig, ServerError,
+};
+use baton_sim::{SimConfig, SimRunner};
+use baton_text::{ChatTemplate, Tokenizer};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use tokio::net::TcpListener;
+
+/// Runs until it is told to stop.
+pub(crate) fn command(args: Serve) -> Result<(), Failure> {
+    let secret = secret(&args)?;
+    if args.tensor_parallel_size != 1 {
+        return Err(Failure::Usage(anyhow!(
+            "--tensor-parallel-size: only 1 works for now"
+        )));
+    }
+    let runtime = tokio::runtime::Runtime::new().map_err(|e| Failure::Unavailable(e.into()))?;
+    let done = runtime.block_on(serve(args, secret));
+    // A model that is still loading when the end is asked for is not waited for.
+    runtime.shutdown_background();
+    done
+}
+
+async fn serve(args: Serve, secret: Option<Secret>) -> Result<(), Failure> {
+    let watch = ParentWatch::from(args.exit_with_parent);
+    let shutdown = shutdown_token(watch).map_err(|e| Failure::Unavailable(e.into()))?;
+    let address = SocketAddr::new(args.host, args.port);
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}"));
+    let listener = listener.map_err(Failure::Unavailable)?;
+    let (args, loading) = {
+        let args = Arc::new(args);
+        (
+            args.clone(),
+            tokio::task::spawn_blocking(move || Loaded::load(&args)),
+        )
+    };
+    let loaded = tokio::select! {
+        loaded = loading => loaded.map_err(|e| Failure::Broken(anyhow!("loading the model failed: {e}")))??,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let parts = loaded.into_parts(&args, secret)?;
+    let bound = listener
+        .local_addr()
+        .map_err(|e| Failure::Unavailable(e.into()))?;
+    say_ready(role_name(args.role), bound);
+    match baton_server::run(listener, server_config(&args), parts, shutdown).await {
+        Ok(()) => Ok(()),
+        Err(error @ ServerError::Failed(_)) => Err(Failure::Broken(error.into())),
+        Err(error) => Err(Failure::Usage(error.into())),
+    }
+}
+
+/// What a model's files gave.
+struct Loaded {
+    runner: Box<dyn Runner>,
+    tokenizer: Tokenizer,
+    chat_template: Option<ChatTemplate>,
+    eos: Vec<u32>,
+    defaults: GenerationDefaults,
+}
+
+impl Loaded {
+    fn load(args: &Serve) -> Result<Self, Failure> {
+        let path = model::find(&args.model)?;
+        let usage = |e: baton_checkpoint::CheckpointError| Failure::Usage(e.into());
+        let checkpoint = Checkpoint::open(&path).map_err(usage)?;
+        let shapes = model::shapes(args, &checkpoint).map_err(Failure::Usage)?;
+        let tokenizer = checkpoint.tokenizer().map_err(usage)?;
+        let chat_template = match &args.chat_template {
+            None => checkpoint.chat_template().map_err(usage)?,
+            Some(file) => {
+                let source =
+                    std::fs::read_to_string(file).with_context(|| file.display().to_string());
+                Some(
+                    checkpoint
+                        .chat_template_from(&source.map_err(Failure::Usage)?)
+                        .map_err(usage)?,
+                )
+            }
+        };
+        let given = checkpoint.generation_defaults();
+        let runner = match args.device {
+            Device::Sim => simulated(args, &checkpoint, tokenizer.vocab_size()),
+            _ => model::load(args, &checkpoint, shapes)?,
+        };
+        Ok(Self {
+            runner,
+            tokenizer,
+            chat_template,
+            eos: checkpoint.eos_token_ids().to_vec(),
+            defaults: GenerationDefaults {
+                temperature: given.temperature,
+                top_p: given.top_p,
+                top_k: given.top_k,
+                min_p: given.min_p,
+                max_tokens: None,
+            },
+        })
+    }
+
+    fn into_parts(self, args: &Serve, secret: Option<Secret>) -> Result<Parts, Failure> {
+        let spec = self.runner.spec().clone();
+        let unavailable = |e: std::io::Error| {
+            Failure::Unavailable(anyhow!(e).context("cannot start the KV transfer"))
+        };
+        let kv_server = match &secret {
+            Some(secret) if args.role != Role::Decode => {
+                Some(kv_server(args, secret.clone(), spec.layout.clone()).map_err(unavailable)?)
+            }
+            _ => None,
+        };
+        let kv_client = match secret {
+            Some(secret) if args.role != Role::Prefill => {
+                Some(kv_client(args, secret, spec.layout.clone()).map_err(unavailable)?)
+            }
+            _ => None,
+        };
+        let names = if args.served_model_name.is_empty() {
+            vec![args.model.clone()]
+        } else {
+            args.served_model_name.clone()
+        };
+        Ok(Parts {
+            engine: engine_config(args),
+            tokenizer: Arc::new(self.tokenizer),
+            chat_template: self.chat_template,
+            card: ModelCard {
+                served_names: names,
+                root: args.model.clone(),
+                max_model_len: u32::try_from(spec.max_model_len).unwrap_or(u32::MAX),
+                eos: self.eos.into(),
+                defaults: self.defaults,
+            },
+            runner: self.runner,
+            kv_server,
+            kv_client,
+        })
+    }
+}
+
+/// A device that makes tokens up, with the model's own vocabulary and KV shape of two small layers.
+fn simulated(args: &Serve, checkpoint: &Checkpoint, vocab_size: usize) -> Box<dyn Runner> {
+    let mut config = SimConfig::default();
+    config.spec.layout.block_size = args.block_size;
+    config.spec.max_batch = args.max_num_seqs;
+    config.spec.max_chunk = args.max_num_batched_tokens;
+    config.spec.max_model_len = args
+        .max_model_len
+        .unwrap_or(checkpoint.config().max_position_embeddings);
+    config.spec.vocab_size = u32::try_from(vocab_size).unwrap_or(u32::MAX);
+    let bytes = args.kv_cache_memory_bytes.min(1 << 30) as usize;
+    config.spec.n_blocks =
+        u32::try_from(bytes / config.spec.layout.block_bytes()).unwrap_or(u32::MAX);
+    Box::new(SimRunner::new(config))
+}
+
+fn engine_config(args: &Serve) -> EngineConfig {
+    EngineConfig {
+        max_num_seqs: args.max_num_seqs,
+        max_num_batched_tokens: args.max_num_batched_tokens,
+        max_waiting: args.max_num_queued_reqs,
+        prefix_caching: PrefixCaching::On,
+        hash_seed: "0".to_owned(),
+    }
+}
+
+fn kv_server(args: &Serve, secret: Secret, layout: KvLayout) -> std::io::Result<KvServer> {
+    let mut config = KvServerConfig::new(SocketAddr::new(args.host, args.kv_port), secret, layout);
+    config.lease_ttl = args.kv_lease_ttl;
+    config.pool_bytes = args.kv_host_pool;
+    if let Some(host) = &args.kv_advertise_host {
+        config.advertise_host.clone_from(host);
+    }
+    KvServer::start(config)
+}
+
+fn kv_client(args: &Serve, secret: Secret, layout: KvLayout) -> std::io::Result<KvClient> {
+    let mut config = KvClientConfig::new(secret, layout, args.kv_host_pool);
+    if !args.kv_allow_host.is_empty() {
+        let allowed = args.kv_allow_host.clone();
+        config.peers = PeerPolicy::Allow(Arc::new(move |host: &str, _| allows(&allowed, host)));
+    }
+    KvClient::new(config)
+}
+
+/// Loopback, a listed host, or any after `*`.
+fn allows(allowed: &[String], host: &str) -> bool {
+    let loopback = host == "localhost"
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback());
+    loopback || allowed.iter().any(|entry| entry == "*" || entry == host)
+}
+
+fn server_config(args: &Serve) -> ServerConfig {
+    let mut config = ServerConfig {
+        role: match args.role {
+            Role::Prefill => baton_server::Role::Prefill,
+            Role::Decode => baton_server::Role::Decode,
+            Role::Both => baton_server::Role::Both,
+        },
+        api_keys: args
+            .api_key
+            .iter()
+            .map(|key| ApiKey::new(key.as_str()))
+            .collect(),
+        prompt_tokens_details: args.enable_prompt_tokens_details,
+        ..ServerConfig::default()
+    };
+    config.http.grace = args.shutdown_timeout;
+    if !args.kv_allow_host.is_empty() {
+        let allowed = args.kv_allow_host.clone();
+        config.prefillers = PrefillerPolicy::new(move |host, _| allows(&allowed, host));
+    }
+    config
+}
+
+fn secret(args: &Serve) -> Result<Option<Secret>, Failure> {
+    let Some(hex) = &args.kv_secret else {
+        return Ok(None);
+    };
+    let wrong = || {
+        Failure::Usage(anyhow!(
+            "--kv-secret (BATON_KV_SECRET) must be at least 32 hex digits"
+        ))
+    };
+    let digits: Option<Vec<u8>> = (0..hex.len())
+        .step_by(2)
+        .map(|i| u8::from_str_radix(hex.get(i..i + 2)?, 16).ok())
+        .collect();
+    let secret = Secret::new(&digits.ok_or_else(wrong)?).map_err(|_| wrong())?;
+    Ok(Some(secret))
+}
+
+const fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Prefill => "prefill server",
+        Role::Decode => "decode server",
+        Role::Both => "server",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_and_listed_hosts_are_allowed() {
+        let listed = ["10.0.0.7".to_owned()];
+        assert!(
+            allows(&listed, "127.0.0.1")
+                && allows(&listed, "10.0.0.7")
+                && !allows(&listed, "10.0.0.8")
+        );
+        assert!(allows(&["*".to_owned()], "anything") && !allows(&[], "localhost.evil"));
+    }
+}
