@@ -226,7 +226,7 @@ async fn stop_tokens_and_the_end_of_sequence_are_told_apart() {
 async fn an_echo_repeats_the_prompt_in_every_form() {
     let server = server().await;
     for prompt in [json!("The sky"), json!([84, 104, 101, 32, 115, 107, 121])] {
-        let body = json!({"prompt": prompt, "echo": true, "max_tokens": 0});
+        let body = json!({"prompt": prompt, "echo": true, "max_tokens": 0, "temperature": 0});
         let answer = check_stream(&server, COMPLETIONS, body).await;
         assert_eq!(answer["choices"][0]["text"], "The sky");
         assert_eq!(answer["usage"]["completion_tokens"], 1);
