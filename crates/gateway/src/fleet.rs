@@ -15,7 +15,7 @@ pub(crate) struct Server {
     pub(crate) id: EndpointId,
     pub(crate) authority: Authority,
     pub(crate) role: Role,
-    pub(crate) name: Box<str>,
+    pub(crate) name: Arc<str>,
     in_flight: AtomicU32,
     seen: Mutex<Seen>,
     /// True once probes have been without an answer for long: connections to it will not end by themselves.
@@ -33,7 +33,7 @@ struct Seen {
 
 impl Server {
     /// A server that has not been heard of yet.
-    pub(crate) fn new(id: EndpointId, authority: Authority, role: Role, name: Box<str>) -> Self {
+    pub(crate) fn new(id: EndpointId, authority: Authority, role: Role, name: Arc<str>) -> Self {
         let seen = Seen {
             health: Health::Unreachable,
             models: None,

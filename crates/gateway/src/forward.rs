@@ -65,7 +65,7 @@ pub(crate) async fn forward(
         };
         gateway.metrics.decided(&route.decision.prefill);
         tracing::debug!(server = &*route.decode.name, decision = ?route.decision, "routed");
-        let server = route.decision.decode;
+        let (server, name) = (route.decision.decode, route.decode.name.clone());
         tried.push(server);
         let reason = match attempt(gateway, &journey.outgoing, route).await {
             Outcome::Stream(response, flight) => {
@@ -89,7 +89,7 @@ pub(crate) async fn forward(
             }
         };
         gateway.metrics.retry(reason);
-        tracing::warn!(server = server.0, ?reason, "a try failed");
+        tracing::warn!(server = &*name, ?reason, "a try failed");
     }
     failure
 }
