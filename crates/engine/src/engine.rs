@@ -4,10 +4,13 @@
 //! and takes no part in steps. `running` owns blocks and is in every step that has room for it. Blocks change hands only
 //! here, so whatever way a sequence leaves a list, its blocks go back to the pool in the same call.
 
+mod commit;
+mod plan;
+
 use crate::block_pool::BlockPool;
 use crate::sequence::Sequence;
 use crate::{
-    Batch, Handover, NewSequence, Row, Runner, RunnerError, RunnerSpec, Sampled, SeqId, Stats,
+    Batch, Handover, NewSequence, Runner, RunnerError, RunnerSpec, Sampled, SeqId, Stats,
     StepOutput,
 };
 use baton_kv::{BlockHasher, BlockId};
@@ -79,8 +82,10 @@ pub enum EngineError {
         /// Blocks of the device, scratch included.
         n_blocks: u32,
     },
-    /// Zero sequences, tokens or block size.
-    #[error("max_num_seqs, max_num_batched_tokens and block size must be at least 1")]
+    /// Nothing would ever run.
+    #[error(
+        "sequences, batch, tokens and chunk of a step, and bytes of a block, must be at least 1"
+    )]
     Zero,
 }
 
@@ -171,8 +176,9 @@ impl Engine {
         }
         if cfg.max_num_seqs == 0
             || cfg.max_num_batched_tokens == 0
-            || spec.layout.block_size == 0
+            || spec.layout.block_bytes() == 0
             || spec.max_chunk == 0
+            || spec.max_batch == 0
         {
             return Err(EngineError::Zero);
         }
@@ -267,26 +273,20 @@ impl Engine {
             return Ok(());
         };
         let block_size = self.block_size();
+        let block_bytes = self.spec.layout.block_bytes();
         let seq = &mut self.fetching[at];
-        let first = first_block as usize;
-        let Handover::Import { n_tokens } = seq.handover else {
-            return Ok(());
-        };
-        let wanted = (n_tokens as usize)
-            .div_ceil(block_size)
-            .saturating_sub(first);
-        let n_blocks = (data.len() / self.spec.layout.block_bytes()).min(wanted);
-        let in_place = first * block_size == seq.computed
-            && data.len() == n_blocks * self.spec.layout.block_bytes();
-        if n_blocks > 0 && in_place {
+        let (first, importable) = (first_block as usize, seq.importable());
+        let n_blocks = data.len() / block_bytes;
+        let as_asked = first * block_size == seq.computed
+            && first + n_blocks <= importable.div_ceil(block_size)
+            && data.len() == n_blocks * block_bytes;
+        if as_asked && n_blocks > 0 {
             self.runner
                 .import(&seq.blocks[first..first + n_blocks], data)?;
-            let reach = ((first + n_blocks) * block_size)
-                .min(n_tokens as usize)
-                .min(seq.n_prompt - 1);
+            let reach = ((first + n_blocks) * block_size).min(importable);
             self.stats.external_hits += (reach - seq.computed) as u64;
             seq.computed = reach;
-            seq.cached = reach;
+            seq.cached = Some(reach);
         }
         self.start_fetched(at);
         Ok(())
@@ -352,248 +352,6 @@ impl Engine {
 
     fn block_size(&self) -> usize {
         self.spec.layout.block_size as usize
-    }
-
-    // ---- plan ------------------------------------------------------------------------------------------------------
-
-    /// Fills `batch`: decodes first, so that a long prompt does not hold up answers, then prompts with what is left of
-    /// the budget, then sequences from the queue.
-    fn plan(&mut self, events: &mut Vec<Event>) {
-        self.batch.rows.clear();
-        self.batch.tokens.clear();
-        self.batch.blocks.clear();
-        self.rows.clear();
-        let mut budget = self.cfg.max_num_batched_tokens;
-        self.secure_decode_blocks();
-        for i in 0..self.running.len() {
-            if self.running[i].pending() == 1 {
-                self.schedule(i, &mut budget);
-            }
-        }
-        for i in 0..self.running.len() {
-            if self.running[i].pending() > 1 {
-                self.schedule(i, &mut budget);
-            }
-        }
-        self.admit(&mut budget, events);
-    }
-
-    /// Gives every decode the block its next token needs, taking from the youngest sequences when the pool is dry.
-    fn secure_decode_blocks(&mut self) {
-        let block_size = self.block_size();
-        let mut i = 0;
-        while i < self.running.len() {
-            let seq = &mut self.running[i];
-            if seq.tokens.len().div_ceil(block_size) <= seq.blocks.len() {
-                i += 1;
-            } else if let Some(block) = self.pool.allocate() {
-                seq.blocks.push(block);
-            } else {
-                self.preempt_youngest();
-            }
-        }
-    }
-
-    /// The youngest running sequence goes back to the front of the queue with its tokens and without its blocks.
-    fn preempt_youngest(&mut self) {
-        if let Some(mut seq) = self.running.pop() {
-            self.free_blocks(&mut seq);
-            seq.computed = 0;
-            seq.registered = 0;
-            self.stats.preemptions += 1;
-            self.waiting.push_front(seq);
-        }
-    }
-
-    /// Adds a row for `running[i]` if the step has room for it.
-    fn schedule(&mut self, i: usize, budget: &mut usize) {
-        let seq = &mut self.running[i];
-        let n = seq.pending().min(*budget).min(self.spec.max_chunk);
-        if n == 0 || self.rows.len() >= self.cfg.max_num_seqs.min(self.spec.max_batch) {
-            return;
-        }
-        *budget -= n;
-        seq.scheduled = n;
-        let reach = seq.computed + n;
-        let tokens = self.batch.tokens.len();
-        self.batch
-            .tokens
-            .extend_from_slice(&seq.tokens[seq.computed..reach]);
-        let blocks = self.batch.blocks.len();
-        let n_blocks = reach.div_ceil(self.spec.layout.block_size as usize);
-        self.batch.blocks.extend_from_slice(&seq.blocks[..n_blocks]);
-        self.batch.rows.push(Row {
-            tokens: tokens..tokens + n,
-            blocks: blocks..blocks + n_blocks,
-            start: seq.computed,
-            sampling: (reach == seq.tokens.len()).then(|| seq.sampling.clone()),
-        });
-        self.rows.push(i);
-    }
-
-    /// Takes sequences from the queue while places, blocks and budget last. The first that does not fit blocks the rest:
-    /// a long prompt is not overtaken for ever.
-    fn admit(&mut self, budget: &mut usize, events: &mut Vec<Event>) {
-        while *budget > 0
-            && self.running.len() + self.fetching.len()
-                < self.cfg.max_num_seqs.min(self.spec.max_batch)
-        {
-            let Some(mut seq) = self.waiting.pop_front() else {
-                return;
-            };
-            if !self.take_blocks(&mut seq) {
-                self.waiting.push_front(seq);
-                return;
-            }
-            match self.missing_import(&seq) {
-                Some(n_tokens) => {
-                    events.push(seq.fetch_event(
-                        seq.computed / self.block_size(),
-                        n_tokens,
-                        self.block_size(),
-                    ));
-                    self.stats.external_queries += (n_tokens - seq.computed) as u64;
-                    self.fetching.push(seq);
-                }
-                None => {
-                    if matches!(seq.handover, Handover::Import { .. }) {
-                        seq.handover = Handover::None;
-                    }
-                    self.running.push(seq);
-                    self.schedule(self.running.len() - 1, budget);
-                }
-            }
-        }
-    }
-
-    /// Tokens the peer holds, if fetching them spares any computing.
-    fn missing_import(&self, seq: &Sequence) -> Option<usize> {
-        let Handover::Import { n_tokens } = seq.handover else {
-            return None;
-        };
-        let n_tokens = (n_tokens as usize).min(seq.n_prompt);
-        // The last prompt token is computed here in any case: its logits are needed.
-        (n_tokens.min(seq.n_prompt - 1) > seq.computed).then_some(n_tokens)
-    }
-
-    /// Gives a sequence blocks for all its tokens: what the prefix cache has, the rest fresh. All or nothing.
-    fn take_blocks(&mut self, seq: &mut Sequence) -> bool {
-        let block_size = self.block_size();
-        let hits = self.find_prefix(seq);
-        let n_blocks = seq.tokens.len().div_ceil(block_size);
-        let from_free = seq.hashes[..hits]
-            .iter()
-            .filter_map(|h| self.pool.find(h))
-            .filter(|&b| self.pool.is_free(b));
-        if n_blocks - hits + from_free.count() > self.pool.n_free() {
-            return false;
-        }
-        for hash in &seq.hashes[..hits] {
-            if let Some(block) = self.pool.find(hash) {
-                self.pool.share(block);
-                seq.blocks.push(block);
-            }
-        }
-        while seq.blocks.len() < n_blocks {
-            // Counted above.
-            let Some(block) = self.pool.allocate() else {
-                break;
-            };
-            seq.blocks.push(block);
-        }
-        seq.computed = hits * block_size;
-        seq.registered = hits;
-        seq.cached = seq.computed.min(seq.n_prompt);
-        self.stats.prefix_queries += seq.tokens.len() as u64;
-        self.stats.prefix_hits += seq.computed as u64;
-        true
-    }
-
-    /// Leading blocks that the pool already holds, never all tokens: the last one is computed for its logits.
-    fn find_prefix(&self, seq: &mut Sequence) -> usize {
-        if self.cfg.prefix_caching == PrefixCaching::Off {
-            return 0;
-        }
-        let most = (seq.tokens.len() - 1) / self.block_size();
-        seq.hash_blocks(&self.hasher, most, self.block_size());
-        seq.hashes[..most]
-            .iter()
-            .take_while(|hash| self.pool.find(hash).is_some())
-            .count()
-    }
-
-    // ---- commit ----------------------------------------------------------------------------------------------------
-
-    fn commit(&mut self, events: &mut Vec<Event>) -> Result<(), RunnerError> {
-        self.stats.iterations += 1;
-        self.stats.iteration_tokens += self.batch.tokens.len() as u64;
-        self.stats.last_iteration_tokens = self.batch.tokens.len() as u32;
-        for row in 0..self.rows.len() {
-            let i = self.rows[row];
-            let sampled = self.output.rows[row].take();
-            self.commit_row(i, sampled, events)?;
-        }
-        let max_len = self.max_len();
-        let (pool, stats) = (&mut self.pool, &mut self.stats);
-        self.running.retain_mut(|seq| {
-            let over = seq.tokens.len() > seq.n_prompt
-                && seq.pending() == 1
-                && seq.finish(max_len).is_some();
-            if over {
-                release(pool, seq);
-                stats.finished += 1;
-            }
-            !over
-        });
-        Ok(())
-    }
-
-    fn commit_row(
-        &mut self,
-        i: usize,
-        sampled: Option<Sampled>,
-        events: &mut Vec<Event>,
-    ) -> Result<(), RunnerError> {
-        let max_len = self.max_len();
-        let block_size = self.block_size();
-        let seq = &mut self.running[i];
-        let prompt_before = seq.n_prompt - seq.computed.min(seq.n_prompt);
-        seq.computed += std::mem::take(&mut seq.scheduled);
-        self.stats.prompt_tokens +=
-            (prompt_before - (seq.n_prompt - seq.computed.min(seq.n_prompt))) as u64;
-        register(seq, &mut self.pool, &self.hasher, &self.cfg, block_size);
-        if seq.pending() > 0 {
-            return Ok(());
-        }
-        let sampled = sampled
-            .ok_or_else(|| RunnerError("a row that asked for a token got none".to_owned()))?;
-        if sampled.token >= self.spec.vocab_size {
-            return Err(RunnerError(format!(
-                "sampled token {} is outside the vocabulary",
-                sampled.token
-            )));
-        }
-        seq.tokens.push(sampled.token);
-        self.stats.generation_tokens += 1;
-        let finish = seq.finish(max_len);
-        if finish.is_some() && seq.handover == Handover::Export {
-            let blocks = seq.blocks[..seq.n_prompt.div_ceil(block_size)].to_vec();
-            let mut data = vec![0; blocks.len() * self.spec.layout.block_bytes()];
-            self.runner.export(&blocks, &mut data)?;
-            events.push(Event::Export {
-                seq: seq.id,
-                blocks,
-                n_tokens: seq.n_prompt as u32,
-                data,
-            });
-        }
-        events.push(Event::Token {
-            seq: seq.id,
-            sampled,
-            finish,
-            cached_tokens: seq.cached as u32,
-        });
-        Ok(())
     }
 
     fn free_blocks(&mut self, seq: &mut Sequence) {

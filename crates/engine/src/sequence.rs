@@ -70,8 +70,8 @@ pub(crate) struct Sequence {
     pub(crate) sampling: Sampling,
     pub(crate) limits: Limits,
     pub(crate) handover: Handover,
-    /// Prompt tokens whose KV was not computed here, for the answer's usage.
-    pub(crate) cached: usize,
+    /// Prompt tokens whose KV was found or fetched, for the answer's usage; `None` until blocks were first taken.
+    pub(crate) cached: Option<usize>,
     /// Tokens of this step's row.
     pub(crate) scheduled: usize,
 }
@@ -94,7 +94,7 @@ impl Sequence {
             sampling: new.sampling,
             limits: new.limits,
             handover: new.handover,
-            cached: 0,
+            cached: None,
             scheduled: 0,
         }
     }
@@ -102,6 +102,15 @@ impl Sequence {
     /// Tokens that still have to go through the model.
     pub(crate) fn pending(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Leading tokens whose KV is worth fetching. The last of the prompt is computed here in any case: its logits are
+    /// needed. The peer's own count is a claim, not a fact.
+    pub(crate) fn importable(&self) -> usize {
+        match self.handover {
+            Handover::Import { n_tokens } => (n_tokens as usize).min(self.n_prompt - 1),
+            Handover::None | Handover::Export => 0,
+        }
     }
 
     /// Extends `hashes` to the first `n_blocks` blocks, all of which are full.
@@ -130,7 +139,7 @@ impl Sequence {
         full.then_some(FinishReason::Length)
     }
 
-    /// The event that asks for the blocks from `first_block` on that hold the peer's `n_tokens`.
+    /// The event that asks for the blocks from `first_block` on that hold the first `n_tokens`.
     pub(crate) fn fetch_event(
         &self,
         first_block: usize,

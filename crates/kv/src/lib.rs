@@ -1,5 +1,6 @@
 //! The words that every part of baton uses for KV cache: block ids, chained block hashes, layouts.
 //! Plain data and pure functions; no I/O.
+#![forbid(unsafe_code)]
 
 mod hash;
 mod layout;

@@ -229,7 +229,7 @@ impl Runner for SimRunner {
     fn export(&mut self, blocks: &[BlockId], out: &mut [u8]) -> Result<(), RunnerError> {
         self.check(blocks, out.len())?;
         self.for_each_head(blocks, |kv, host, n| {
-            out[host..host + n].copy_from_slice(&self.kv[kv..kv + n])
+            out[host..host + n].copy_from_slice(&self.kv[kv..kv + n]);
         });
         Ok(())
     }
@@ -238,7 +238,7 @@ impl Runner for SimRunner {
         self.check(blocks, data.len())?;
         let mut kv = std::mem::take(&mut self.kv);
         self.for_each_head(blocks, |at, host, n| {
-            kv[at..at + n].copy_from_slice(&data[host..host + n])
+            kv[at..at + n].copy_from_slice(&data[host..host + n]);
         });
         self.kv = kv;
         Ok(())

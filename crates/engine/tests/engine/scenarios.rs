@@ -1,0 +1,791 @@
+//! Scenarios as text: a transcript of commands (`>`) and what they lead to.
+//!
+//! `shape` sets the engine's numbers. `add a x6y3 max=2` adds sequence `a` with six tokens `x` and three `y`. A step shows its
+//! rows as `name first..end`, with `+` where a token came out; `end a length 3/4` says that `a` ended after three tokens,
+//! four of its prompt having been cached. Answers are compared with those of each sequence alone.
+
+use crate::support::{Driver, Shape, sequence};
+use baton_engine::{Event, FinishReason, Handover, NewSequence, PrefixCaching, Progress, SeqId};
+use std::collections::BTreeMap;
+
+fn check(transcript: &str) {
+    let mut driver = None;
+    let mut actual = Vec::new();
+    for line in transcript.lines().map(str::trim) {
+        if let Some(command) = line.strip_prefix("> ") {
+            actual.push(line.to_owned());
+            let words: Vec<&str> = command.split_whitespace().collect();
+            if words[0] == "shape" {
+                driver = Some(Driver::new(shape(&words[1..])));
+            } else {
+                let driver = driver.get_or_insert_with(|| Driver::new(Shape::default()));
+                obey(driver, &words, &mut actual);
+            }
+        }
+    }
+    let expected = transcript
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
+    if !expected.eq(actual.iter().map(String::as_str)) {
+        panic!("it went otherwise:\n{}\n", actual.join("\n"));
+    }
+}
+
+/// `key=value` words.
+fn settings<'a>(words: &[&'a str]) -> impl Iterator<Item = (&'a str, u32)> {
+    words.iter().map(|word| {
+        let (key, value) = word.split_once('=').unwrap_or((word, "0"));
+        (key, value.parse().unwrap())
+    })
+}
+
+fn shape(words: &[&str]) -> Shape {
+    let mut shape = Shape::default();
+    for (key, value) in settings(words) {
+        let n = value as usize;
+        match key {
+            "blocks" => shape.blocks = value,
+            "size" => shape.block_size = value,
+            "seqs" => shape.seqs = n,
+            "tokens" => shape.tokens = n,
+            "chunk" => shape.chunk = n,
+            "len" => shape.len = n,
+            "waiting" => shape.waiting = n,
+            "uncached" => shape.caching = PrefixCaching::Off,
+            "always" => shape.eos = Some((value, 1)),
+            _ => panic!("unknown {key}"),
+        }
+    }
+    shape
+}
+
+fn obey(driver: &mut Driver, words: &[&str], out: &mut Vec<String>) {
+    match *words {
+        ["add", name, prompt, ref rest @ ..] => {
+            if let Err(refusal) = driver.add(parse_sequence(id(name), prompt, rest)) {
+                out.push(format!("refused: {refusal}"));
+            }
+        }
+        ["step"] => step(driver, out),
+        ["step", n] => (0..n.parse().unwrap()).for_each(|_| step(driver, out)),
+        ["cancel", name] => driver.cancel(id(name)),
+        ["arrive", name] => driver.arrive(id(name), u32::MAX),
+        ["arrive", name, n] => driver.arrive(id(name), n.parse().unwrap()),
+        ["fail", name] => driver.fail(id(name)),
+        ["show", ref what @ ..] => out.push(show(driver, what)),
+        _ => panic!("unknown command {words:?}"),
+    }
+}
+
+fn id(name: &str) -> SeqId {
+    SeqId(u64::from(name.as_bytes()[0]))
+}
+
+fn name(id: SeqId) -> char {
+    char::from(id.0 as u8)
+}
+
+/// `x6y3`: six `x`, three `y`.
+fn prompt(text: &str) -> Vec<u32> {
+    let mut tokens = Vec::new();
+    let mut rest = text;
+    while let Some(letter) = rest.chars().next() {
+        let digits = rest[1..]
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(rest.len() - 1);
+        let n: usize = rest[1..=digits].parse().unwrap();
+        tokens.extend(std::iter::repeat_n(u32::from(letter), n));
+        rest = &rest[1 + digits..];
+    }
+    tokens
+}
+
+fn parse_sequence(id: SeqId, text: &str, words: &[&str]) -> NewSequence {
+    let mut new = sequence(id.0, &prompt(text), 100, Handover::None);
+    for (key, value) in settings(words) {
+        match key {
+            "max" => new.limits.max_tokens = value,
+            "min" => new.limits.min_tokens = value,
+            "eos" => new.limits.eos = [value].into(),
+            "stop" => new.limits.stop_token_ids = [value].into(),
+            "ignore_eos" => new.limits.ignore_eos = true,
+            "import" => new.handover = Handover::Import { n_tokens: value },
+            "export" => new.handover = Handover::Export,
+            _ => panic!("unknown {key}"),
+        }
+    }
+    new
+}
+
+fn step(driver: &mut Driver, out: &mut Vec<String>) {
+    let before: BTreeMap<_, _> = driver
+        .live
+        .iter()
+        .map(|(id, live)| (*id, live.tokens()))
+        .collect();
+    let (progress, events) = driver.step();
+    if progress == Progress::Idle {
+        out.push("idle".to_owned());
+    }
+    let rows = rows(driver, before, &events);
+    if !rows.is_empty() {
+        out.push(rows.join(", "));
+    }
+    out.extend(events.iter().filter_map(describe));
+}
+
+/// Rows say nothing of whose they are; the tokens do.
+fn rows(driver: &Driver, mut live: BTreeMap<SeqId, Vec<u32>>, events: &[Event]) -> Vec<String> {
+    let mut rows = Vec::new();
+    for (start, tokens) in driver.seen.lock().unwrap().iter() {
+        let range = *start..start + tokens.len();
+        let whose = live
+            .iter()
+            .find(|(_, all)| all.get(range.clone()) == Some(tokens));
+        let id = *whose.expect("a row of a live sequence").0;
+        live.remove(&id);
+        let sampled = |e: &Event| matches!(e, Event::Token { seq, .. } if *seq == id);
+        let plus = if events.iter().any(sampled) { "+" } else { "" };
+        rows.push(format!("{} {}..{}{plus}", name(id), range.start, range.end));
+    }
+    rows
+}
+
+fn describe(event: &Event) -> Option<String> {
+    match event {
+        Event::FetchKv {
+            seq,
+            first_block,
+            n_blocks,
+        } => Some(format!("fetch {} {first_block}+{n_blocks}", name(*seq))),
+        Event::Export {
+            seq,
+            blocks,
+            n_tokens,
+            ..
+        } => Some(format!(
+            "export {} {n_tokens} in {}",
+            name(*seq),
+            blocks.len()
+        )),
+        Event::Token {
+            seq,
+            finish,
+            cached_tokens,
+            ..
+        } => {
+            let why = match (*finish)? {
+                FinishReason::Length => "length".to_owned(),
+                FinishReason::Stop { token: None } => "eos".to_owned(),
+                FinishReason::Stop { token: Some(token) } => format!("stop {token}"),
+            };
+            Some(format!("end {} {why}, cached {cached_tokens}", name(*seq)))
+        }
+    }
+}
+
+fn show(driver: &Driver, what: &[&str]) -> String {
+    let stats = driver.engine.stats();
+    let value = |word: &&str| {
+        let value = match *word {
+            "running" => stats.running.into(),
+            "waiting" => stats.waiting.into(),
+            "awaiting" => stats.awaiting_kv.into(),
+            "used" => stats.blocks_used.into(),
+            "prefix_queries" => stats.prefix_queries,
+            "prefix_hits" => stats.prefix_hits,
+            "external_queries" => stats.external_queries,
+            "external_hits" => stats.external_hits,
+            "prompt_tokens" => stats.prompt_tokens,
+            "generated" => stats.generation_tokens,
+            "preemptions" => stats.preemptions,
+            "iterations" => stats.iterations,
+            "finished" => stats.finished,
+            other => panic!("unknown counter {other}"),
+        };
+        format!("{word} {value}")
+    };
+    what.iter().map(value).collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn a_prompt_is_computed_in_one_step_and_then_decoded() {
+    check(
+        "> add a x9 max=3
+        > step
+        a 0..9+
+        > show used
+        used 3
+        > step 3
+        a 9..10+
+        a 10..11+
+        end a length, cached 0
+        idle
+        > show used finished generated prompt_tokens iterations
+        used 0, finished 1, generated 3, prompt_tokens 9, iterations 3",
+    );
+}
+
+#[test]
+fn chunks_of_a_long_prompt_run_behind_decodes() {
+    check(
+        "> shape tokens=8 chunk=5
+        > add a x3 max=9
+        > step
+        a 0..3+
+        > add b y12 max=2
+        > add c z2 max=2
+        > step 4
+        a 3..4+, b 0..5, c 0..2+
+        a 4..5+, c 2..3+, b 5..10
+        end c length, cached 0
+        a 5..6+, b 10..12+
+        a 6..7+, b 12..13+
+        end b length, cached 0",
+    );
+}
+
+#[test]
+fn decodes_that_use_up_the_budget_hold_back_prompts() {
+    check(
+        "> shape tokens=2
+        > add a x1 max=3
+        > add b y1 max=3
+        > add c z3 max=1
+        > step 5
+        a 0..1+, b 0..1+
+        a 1..2+, b 1..2+
+        a 2..3+, b 2..3+
+        end a length, cached 0
+        end b length, cached 0
+        c 0..2
+        c 2..3+
+        end c length, cached 0",
+    );
+}
+
+#[test]
+fn no_more_sequences_run_than_allowed() {
+    check(
+        "> shape seqs=2
+        > add a x2 max=2
+        > add b y2 max=1
+        > add c z2 max=1
+        > step 2
+        a 0..2+, b 0..2+
+        end b length, cached 0
+        a 2..3+, c 0..2+
+        end a length, cached 0
+        end c length, cached 0",
+    );
+}
+
+#[test]
+fn a_prompt_takes_the_full_blocks_of_an_earlier_one() {
+    check(
+        "> add a x9 max=1
+        > step
+        a 0..9+
+        end a length, cached 0
+        > add b x6y6 max=1
+        > add c x9 max=1
+        > step
+        b 4..12+, c 8..9+
+        end b length, cached 4
+        end c length, cached 8
+        > show prefix_queries prefix_hits used
+        prefix_queries 30, prefix_hits 12, used 0",
+    );
+}
+
+#[test]
+fn a_prompt_found_whole_still_computes_its_last_block() {
+    check(
+        "> add a x8 max=1
+        > step
+        a 0..8+
+        end a length, cached 0
+        > add b x8 max=1
+        > step
+        b 4..8+
+        end b length, cached 4",
+    );
+}
+
+#[test]
+fn without_caching_nothing_is_found() {
+    check(
+        "> shape uncached
+        > add a x9 max=1
+        > step
+        a 0..9+
+        end a length, cached 0
+        > add b x9 max=1
+        > step
+        b 0..9+
+        end b length, cached 0
+        > show prefix_queries prefix_hits
+        prefix_queries 18, prefix_hits 0",
+    );
+}
+
+#[test]
+fn an_answer_is_found_by_the_prompt_that_repeats_it() {
+    check(
+        "> shape always=120
+        > add a x6 max=4
+        > step 4
+        a 0..6+
+        a 6..7+
+        a 7..8+
+        a 8..9+
+        end a length, cached 0
+        > add b x10y2 max=1
+        > step
+        b 8..12+
+        end b length, cached 8",
+    );
+}
+
+#[test]
+fn the_block_that_was_free_longest_is_forgotten_first() {
+    check(
+        "> shape blocks=6
+        > add a x9 max=1
+        > step
+        a 0..9+
+        end a length, cached 0
+        > add b y9 max=1
+        > step
+        b 0..9+
+        end b length, cached 0
+        > add c z13 max=1
+        > step
+        c 0..13+
+        end c length, cached 0
+        > add d y9 max=1
+        > step
+        d 8..9+
+        end d length, cached 8
+        > add e x9 max=1
+        > step
+        e 0..9+
+        end e length, cached 0",
+    );
+}
+
+#[test]
+fn a_tail_is_forgotten_before_its_prefix() {
+    check(
+        "> shape blocks=4
+        > add a x13 max=1
+        > step
+        a 0..13+
+        end a length, cached 0
+        > add b y8 max=1
+        > step
+        b 0..8+
+        end b length, cached 0
+        > add c x13 max=1
+        > step
+        c 8..13+
+        end c length, cached 8",
+    );
+}
+
+#[test]
+fn the_youngest_gives_its_blocks_up_and_computes_again() {
+    check(
+        "> shape blocks=5
+        > add a x7 max=4
+        > add b y7 max=4
+        > step 2
+        a 0..7+, b 0..7+
+        a 7..8+, b 7..8+
+        > show used
+        used 4
+        > step
+        a 8..9+
+        > show preemptions waiting used
+        preemptions 1, waiting 1, used 3
+        > step 4
+        a 9..10+
+        end a length, cached 0
+        b 8..9+
+        b 9..10+
+        end b length, cached 0
+        idle
+        > show preemptions prefix_queries prefix_hits used
+        preemptions 1, prefix_queries 14, prefix_hits 0, used 0",
+    );
+}
+
+#[test]
+fn one_ends_in_the_step_that_preempts_another() {
+    check(
+        "> shape blocks=5
+        > add a x7 max=3
+        > add b y7 max=4
+        > step 3
+        a 0..7+, b 0..7+
+        a 7..8+, b 7..8+
+        a 8..9+
+        end a length, cached 0
+        > show preemptions running waiting
+        preemptions 1, running 0, waiting 1
+        > step 3
+        b 8..9+
+        b 9..10+
+        end b length, cached 0
+        idle",
+    );
+}
+
+#[test]
+fn the_preempted_goes_before_those_that_never_ran() {
+    check(
+        "> shape blocks=5
+        > add a x7 max=4
+        > add b y7 max=4
+        > add c z1 max=1
+        > step 6
+        a 0..7+, b 0..7+, c 0..1+
+        end c length, cached 0
+        a 7..8+, b 7..8+
+        a 8..9+
+        a 9..10+
+        end a length, cached 0
+        b 8..9+
+        b 9..10+
+        end b length, cached 0",
+    );
+}
+
+#[test]
+fn the_first_in_the_queue_is_not_overtaken() {
+    check(
+        "> shape blocks=5
+        > add a x8 max=2
+        > add b y14 max=1
+        > add c z1 max=1
+        > step 3
+        a 0..8+
+        a 8..9+
+        end a length, cached 0
+        b 0..14+, c 0..1+
+        end b length, cached 0
+        end c length, cached 0",
+    );
+}
+
+#[test]
+fn a_sequence_may_be_cancelled_wherever_it_is() {
+    check(
+        "> shape seqs=3 tokens=5 chunk=4
+        > add a x9 max=5
+        > add b y9 max=5 import=9
+        > add c z3 max=5
+        > add d w3 max=5
+        > step
+        a 0..4, c 0..1
+        fetch b 0+2
+        > show running awaiting waiting used
+        running 2, awaiting 1, waiting 1, used 7
+        > cancel d
+        > cancel a
+        > show running awaiting waiting used
+        running 1, awaiting 1, waiting 0, used 4
+        > cancel b
+        > step
+        c 1..3+
+        > cancel c
+        > show running awaiting waiting used
+        running 0, awaiting 0, waiting 0, used 0
+        > cancel c
+        > step
+        idle",
+    );
+}
+
+#[test]
+fn what_arrives_is_not_computed() {
+    check(
+        "> add a x10 max=2 import=10
+        > step 2
+        fetch a 0+3
+        idle
+        > show awaiting used
+        awaiting 1, used 3
+        > arrive a
+        > step 2
+        a 9..10+
+        a 10..11+
+        end a length, cached 9
+        > show external_queries external_hits prompt_tokens used
+        external_queries 9, external_hits 9, prompt_tokens 1, used 0",
+    );
+}
+
+#[test]
+fn a_block_for_the_last_token_alone_is_not_fetched() {
+    check(
+        "> add a x9 max=1 import=9
+        > step
+        fetch a 0+2
+        > arrive a
+        > step
+        a 8..9+
+        end a length, cached 8",
+    );
+}
+
+#[test]
+fn what_is_missing_after_an_arrival_is_computed() {
+    check(
+        "> add a x14 max=1 import=14
+        > step
+        fetch a 0+4
+        > arrive a 2
+        > step
+        a 8..14+
+        end a length, cached 8
+        > show external_queries external_hits
+        external_queries 13, external_hits 8",
+    );
+}
+
+#[test]
+fn a_peer_may_hold_less_than_the_prompt() {
+    check(
+        "> add a x14 max=1 import=6
+        > step
+        fetch a 0+2
+        > arrive a
+        > step
+        a 6..14+
+        end a length, cached 6",
+    );
+}
+
+#[test]
+fn a_peer_that_claims_more_than_the_prompt_is_asked_for_the_prompt() {
+    check(
+        "> add a x7 max=1 import=4000000000
+        > step
+        fetch a 0+2
+        > arrive a
+        > step
+        a 6..7+
+        end a length, cached 6",
+    );
+}
+
+#[test]
+fn everything_is_computed_when_nothing_arrives() {
+    check(
+        "> add a x10 max=1 import=10
+        > add b y10 max=1 import=10
+        > step
+        fetch a 0+3
+        fetch b 0+3
+        > fail a
+        > arrive b 0
+        > step
+        a 0..10+, b 0..10+
+        end a length, cached 0
+        end b length, cached 0",
+    );
+}
+
+#[test]
+fn only_what_is_not_here_is_fetched() {
+    check(
+        "> add a x8y1 max=1
+        > step
+        a 0..9+
+        end a length, cached 0
+        > add b x8z8 max=1 import=16
+        > add c x9 max=1 import=9
+        > step
+        c 8..9+
+        fetch b 2+2
+        end c length, cached 8
+        > arrive b
+        > step
+        b 15..16+
+        end b length, cached 15",
+    );
+}
+
+#[test]
+fn fetched_blocks_are_found_by_the_next_prompt() {
+    check(
+        "> add a x9 max=1 import=9
+        > step
+        fetch a 0+2
+        > arrive a
+        > add b x9 max=1
+        > step
+        a 8..9+, b 8..9+
+        end a length, cached 8
+        end b length, cached 8",
+    );
+}
+
+#[test]
+fn an_arrival_after_a_cancel_changes_nothing() {
+    check(
+        "> shape blocks=3
+        > add a x9 max=1 import=9
+        > step
+        fetch a 0+2
+        > cancel a
+        > show used
+        used 0
+        > add b y9 max=2
+        > step
+        b 0..9+
+        > arrive a
+        > fail a
+        > step
+        b 9..10+
+        end b length, cached 0",
+    );
+}
+
+#[test]
+fn a_decode_waits_for_blocks_that_await_kv() {
+    check(
+        "> shape blocks=5
+        > add a x7 max=4
+        > step
+        a 0..7+
+        > add b y10 max=1 import=10
+        > step 3
+        a 7..8+
+        fetch b 0+3
+        idle
+        idle
+        > show running waiting awaiting preemptions
+        running 0, waiting 1, awaiting 1, preemptions 1
+        > arrive b
+        > step 4
+        b 9..10+
+        end b length, cached 9
+        a 8..9+
+        a 9..10+
+        end a length, cached 0
+        idle",
+    );
+}
+
+#[test]
+fn the_export_comes_before_the_last_token() {
+    check(
+        "> add a x9 max=1 export
+        > add b y4 max=2 export
+        > step 2
+        a 0..9+, b 0..4+
+        export a 9 in 3
+        end a length, cached 0
+        b 4..5+
+        export b 4 in 1
+        end b length, cached 0
+        > show used
+        used 0",
+    );
+}
+
+#[test]
+fn an_answer_ends_at_max_tokens() {
+    check(
+        "> add a x2 max=1
+        > step
+        a 0..2+
+        end a length, cached 0",
+    );
+}
+
+#[test]
+fn an_end_token_ends_the_answer() {
+    check(
+        "> shape always=7
+        > add a x2 eos=7
+        > add b y2 stop=7
+        > add c z2 eos=7 stop=7
+        > add d w2 eos=7 stop=7 ignore_eos
+        > add e v2 eos=7 ignore_eos max=2
+        > step 2
+        a 0..2+, b 0..2+, c 0..2+, d 0..2+, e 0..2+
+        end a eos, cached 0
+        end b stop 7, cached 0
+        end c eos, cached 0
+        end d stop 7, cached 0
+        e 2..3+
+        end e length, cached 0",
+    );
+}
+
+#[test]
+fn no_token_ends_the_answer_before_min_tokens() {
+    check(
+        "> shape always=7
+        > add a x2 eos=7 min=2
+        > add b y2 stop=7 min=2
+        > add c y2 stop=7 min=2 max=1
+        > step 2
+        a 0..2+, b 0..2+, c 0..2+
+        end c length, cached 0
+        a 2..3+, b 2..3+
+        end a eos, cached 0
+        end b stop 7, cached 0",
+    );
+}
+
+#[test]
+fn a_full_context_ends_the_answer() {
+    check(
+        "> shape len=6
+        > add a x4
+        > step 2
+        a 0..4+
+        a 4..5+
+        end a length, cached 0",
+    );
+}
+
+#[test]
+fn a_full_pool_ends_the_answer() {
+    check(
+        "> shape blocks=2
+        > add a x6
+        > step 2
+        a 0..6+
+        a 6..7+
+        end a length, cached 0
+        > show used
+        used 0",
+    );
+}
+
+#[test]
+fn what_cannot_run_is_refused() {
+    check(
+        "> shape blocks=2 waiting=2
+        > add a x8
+        refused: the prompt has 8 tokens, and 8 with at least one of the answer fit
+        > add a x7 max=0
+        refused: the prompt is empty or no token is asked for
+        > add a x7
+        > add a x7
+        refused: a sequence of this id is live
+        > add b y1
+        > add c z1
+        refused: 2 sequences are waiting already
+        > step
+        a 0..7+
+        end a length, cached 0
+        > add c z1",
+    );
+}
