@@ -7,16 +7,34 @@ use crate::{SpecialTokens, Tokenizer};
 #[derive(Debug)]
 pub struct Detokenizer {
     special: SpecialTokens,
+    start: Start,
     /// Bytes of a character that is not whole yet, at most three between calls.
     held: Vec<u8>,
 }
 
+/// Whether the space that some tokenizers put before a text is still to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    Ahead,
+    Passed,
+}
+
 impl Detokenizer {
-    /// For the tokens that follow a prompt.
+    /// For the tokens that follow a prompt: a space at their start is text.
     pub fn new(special: SpecialTokens) -> Self {
         Self {
             special,
-            held: Vec::with_capacity(64),
+            start: Start::Passed,
+            held: Vec::new(),
+        }
+    }
+
+    /// For the tokens of a whole text: the pieces together are [`Tokenizer::decode`] of all of them.
+    pub fn of_whole_text(special: SpecialTokens) -> Self {
+        Self {
+            special,
+            start: Start::Ahead,
+            held: Vec::new(),
         }
     }
 
@@ -25,13 +43,22 @@ impl Detokenizer {
         if self.special == SpecialTokens::Skip && tokenizer.is_special(token) {
             return;
         }
-        self.push_bytes(tokenizer.token_bytes(token), out);
+        let mut bytes = tokenizer.token_bytes(token);
+        if self.start == Start::Ahead && !bytes.is_empty() {
+            self.start = Start::Passed;
+            bytes = tokenizer.without_own_space(bytes);
+        }
+        match std::str::from_utf8(bytes) {
+            // Nearly every token: whole characters, after whole characters.
+            Ok(text) if self.held.is_empty() => out.push_str(text),
+            _ => self.push_bytes(bytes, out),
+        }
     }
 
     /// Appends what stands for an unfinished character.
     pub fn finish(&mut self, out: &mut String) {
         if !self.held.is_empty() {
-            out.push('\u{fffd}');
+            out.push(char::REPLACEMENT_CHARACTER);
             self.held.clear();
         }
     }
@@ -53,7 +80,7 @@ impl Detokenizer {
                     start += valid;
                     // No length means that the end cuts a character off: it may still become whole.
                     let Some(bad) = error.error_len() else { break };
-                    out.push('\u{fffd}');
+                    out.push(char::REPLACEMENT_CHARACTER);
                     start += bad;
                 }
             }
@@ -65,6 +92,8 @@ impl Detokenizer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::AddSpecial;
+    use crate::gguf_vocab::tests::llama;
     use crate::tokenizer::tests::byte_level;
     use proptest::prelude::*;
 
@@ -96,13 +125,42 @@ mod tests {
         assert_eq!(stream(&[0xf0, 0x9f], SpecialTokens::Keep).1, "\u{fffd}");
     }
 
+    #[test]
+    fn only_the_first_text_loses_the_tokenizers_own_space() {
+        let tokenizer = Tokenizer::from_gguf(&llama()).unwrap();
+        let ids = tokenizer.encode("hello hello", AddSpecial::Yes).unwrap();
+        let stream = |mut detokenizer: Detokenizer| {
+            let mut out = String::new();
+            ids.iter()
+                .for_each(|&id| detokenizer.push(&tokenizer, id, &mut out));
+            out
+        };
+        assert_eq!(
+            stream(Detokenizer::of_whole_text(SpecialTokens::Skip)),
+            "hello hello"
+        );
+        assert_eq!(
+            stream(Detokenizer::of_whole_text(SpecialTokens::Keep)),
+            "<s> hello hello"
+        );
+        assert_eq!(
+            stream(Detokenizer::new(SpecialTokens::Skip)),
+            " hello hello"
+        );
+    }
+
     proptest! {
         #[test]
         fn pieces_put_together_are_the_whole(ids in prop::collection::vec(0u32..270, 0..60)) {
-            let whole = byte_level().decode(&ids, SpecialTokens::Keep);
-            prop_assert_eq!(stream(&ids, SpecialTokens::Keep).1, whole);
-            let skipped = byte_level().decode(&ids, SpecialTokens::Skip);
-            prop_assert_eq!(stream(&ids, SpecialTokens::Skip).1, skipped);
+            for tokenizer in [byte_level(), Tokenizer::from_gguf(&llama()).unwrap()] {
+                for special in [SpecialTokens::Keep, SpecialTokens::Skip] {
+                    let mut detokenizer = Detokenizer::of_whole_text(special);
+                    let mut out = String::new();
+                    ids.iter().for_each(|&id| detokenizer.push(&tokenizer, id, &mut out));
+                    detokenizer.finish(&mut out);
+                    prop_assert_eq!(out, tokenizer.decode(&ids, special));
+                }
+            }
         }
     }
 }

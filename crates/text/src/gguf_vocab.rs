@@ -1,10 +1,14 @@
 //! A GGUF file's vocabulary as a `tokenizer.json`: one way into the tokenizer library for both formats.
 //!
-//! GGUF names the pre-tokenizer (`tokenizer.ggml.pre`); the rules behind the names are those of llama.cpp's
-//! `llama-vocab` and of the models' own `tokenizer.json` files.
+//! Says nothing of how text is split into words: see `split`.
 
 use crate::TokenizerError;
+use crate::split::Split;
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+
+/// Longer sentencepiece tokens, in bytes, are never put together from pieces: trying every cut takes the square of it.
+const MAX_PIECE: usize = 1024;
 
 /// What a GGUF file says of its tokens.
 #[derive(Clone, Debug, Default)]
@@ -56,11 +60,6 @@ pub enum TokenKind {
     Byte,
 }
 
-/// Llama 3's way to cut text into words, also the base of others.
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// Qwen 2's: as Llama 3's, with digits one by one.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
 /// The same vocabulary as a `tokenizer.json`.
 pub(crate) fn tokenizer_json(vocab: &GgufVocab) -> Result<Value, TokenizerError> {
     if vocab.tokens.is_empty() {
@@ -99,55 +98,30 @@ struct Parts {
 }
 
 fn byte_level(vocab: &GgufVocab) -> Result<Parts, TokenizerError> {
-    let cut = |pattern: &str| {
-        json!({"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
-            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]})
-    };
-    let gpt2 = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-    let digits = json!({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, gpt2]});
-    let (pre_tokenizer, normalizer, adds_bos) = match vocab.pre.as_str() {
-        "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" => {
-            (digits, Value::Null, false)
-        }
-        "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "pixtral" => {
-            (cut(LLAMA3), Value::Null, true)
-        }
-        "qwen2" | "deepseek-r1-qwen" => (cut(QWEN2), json!({"type": "NFC"}), false),
-        "" | "default" | "gpt-2" | "gpt2" => (gpt2, Value::Null, false),
-        other => {
-            return Err(TokenizerError::Vocab(format!(
-                "pre-tokenizer {other} is not known"
-            )));
-        }
-    };
-    let merges: Vec<Value> = vocab
-        .merges
-        .iter()
-        .map(|merge| {
-            merge
-                .split_once(' ')
-                .map(|(left, right)| json!([left, right]))
-        })
-        .collect::<Option<_>>()
-        .ok_or_else(|| TokenizerError::Vocab("a merge without a space".to_owned()))?;
-    // Llama 3's words that are tokens are taken whole, whatever the merges say.
-    let ignore_merges = matches!(vocab.pre.as_str(), "llama3" | "llama-v3" | "llama-bpe");
+    let split = Split::named(&vocab.pre).ok_or_else(|| {
+        TokenizerError::Vocab(format!("pre-tokenizer {} is not known", vocab.pre))
+    })?;
+    let merges = listed_merges(vocab)?;
     Ok(Parts {
-        normalizer,
-        pre_tokenizer,
+        normalizer: split.normalizer(),
+        pre_tokenizer: split.pre_tokenizer(),
         decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
         model: bpe(
             vocab,
             &merges,
-            &json!({"byte_fallback": false, "fuse_unk": false, "ignore_merges": ignore_merges}),
+            &json!({"byte_fallback": false, "fuse_unk": false,
+                    "ignore_merges": split.takes_known_words_whole()}),
         ),
-        adds_bos,
+        adds_bos: split.adds_bos(),
     })
 }
 
 fn sentencepiece(vocab: &GgufVocab) -> Result<Parts, TokenizerError> {
-    let merges = merges_from_scores(vocab)?;
+    let merges = if vocab.merges.is_empty() {
+        merges_from_scores(vocab)?
+    } else {
+        listed_merges(vocab)?
+    };
     let unknown = vocab.unknown.unwrap_or(0);
     let mut normalizers =
         vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"})];
@@ -188,36 +162,86 @@ fn bpe(vocab: &GgufVocab, merges: &[Value], more: &Value) -> Value {
     model
 }
 
-/// Every way to put a piece together from two others is a merge; the better the piece's score, the earlier.
+fn listed_merges(vocab: &GgufVocab) -> Result<Vec<Value>, TokenizerError> {
+    let merges = vocab.merges.iter().map(|merge| {
+        let (left, right) = merge.split_once(' ')?;
+        Some(json!([left, right]))
+    });
+    merges
+        .collect::<Option<_>>()
+        .ok_or_else(|| TokenizerError::Vocab("a merge without a space".to_owned()))
+}
+
+/// Every way to put a piece together from two others is a merge; the better the piece's score, the earlier. Of one score
+/// the longer left side comes first, then the longer right side, then the lower ids: Hugging Face's order.
 fn merges_from_scores(vocab: &GgufVocab) -> Result<Vec<Value>, TokenizerError> {
     if vocab.scores.len() != vocab.tokens.len() {
         return Err(TokenizerError::Vocab(
             "a sentencepiece vocabulary needs a score for every token".to_owned(),
         ));
     }
-    let ids: std::collections::BTreeMap<&str, usize> = vocab
-        .tokens
-        .iter()
-        .enumerate()
-        .map(|(id, token)| (token.as_str(), id))
-        .collect();
-    let mut merges: Vec<(f32, usize, usize)> = Vec::new();
-    for (token, &score) in vocab.tokens.iter().zip(&vocab.scores) {
-        let mut found: Vec<(f32, usize, usize)> = token
+    let mut ids = HashMap::with_capacity(vocab.tokens.len());
+    for (id, token) in mergeable(vocab) {
+        ids.entry(token).or_insert(id);
+    }
+    let mut merges: Vec<Merge> = Vec::new();
+    for (id, token) in mergeable(vocab) {
+        let score = vocab.scores[id];
+        let found = token
             .char_indices()
             .skip(1)
-            .filter_map(|(cut, _)| {
-                Some((score, *ids.get(&token[..cut])?, *ids.get(&token[cut..])?))
-            })
-            .collect();
-        found.sort_by_key(|&(_, left, right)| (left, right));
-        merges.append(&mut found);
+            .enumerate()
+            .filter_map(|(n, (cut, _))| {
+                let (left, right) = token.split_at(cut);
+                Some(Merge {
+                    score,
+                    left: *ids.get(left)?,
+                    right: *ids.get(right)?,
+                    n_left: n + 1,
+                    cut,
+                    id,
+                })
+            });
+        let from = merges.len();
+        merges.extend(found);
+        merges[from..].sort_by_key(|merge| (merge.left, merge.right));
     }
-    merges.sort_by(|a, b| b.0.total_cmp(&a.0));
+    // The longer the left side of one token, the shorter the right; between tokens, both count.
+    let n_right = |merge: &Merge| vocab.tokens[merge.id][merge.cut..].chars().count();
+    merges.sort_by(|a, b| {
+        let by_score = b.score.total_cmp(&a.score).then(b.n_left.cmp(&a.n_left));
+        by_score.then_with(|| n_right(b).cmp(&n_right(a)))
+    });
+    let side = |id: usize| vocab.tokens[id].as_str();
     Ok(merges
-        .into_iter()
-        .map(|(_, left, right)| json!([vocab.tokens[left], vocab.tokens[right]]))
+        .iter()
+        .map(|merge| json!([side(merge.left), side(merge.right)]))
         .collect())
+}
+
+/// Two pieces that make a third.
+struct Merge {
+    score: f32,
+    left: usize,
+    right: usize,
+    /// Characters of the left side.
+    n_left: usize,
+    /// Bytes of the left side.
+    cut: usize,
+    /// The token they make.
+    id: usize,
+}
+
+/// Tokens that text is made of, piece by piece: not the control words, not single bytes.
+fn mergeable(vocab: &GgufVocab) -> impl Iterator<Item = (usize, &str)> {
+    let is_text = |id: usize| {
+        !matches!(
+            vocab.kinds.get(id),
+            Some(TokenKind::Control | TokenKind::Unknown | TokenKind::Byte)
+        )
+    };
+    let tokens = vocab.tokens.iter().map(String::as_str).enumerate();
+    tokens.filter(move |&(id, token)| token.len() <= MAX_PIECE && is_text(id))
 }
 
 fn added_tokens(vocab: &GgufVocab) -> Vec<Value> {
@@ -259,12 +283,12 @@ fn post_processor(vocab: &GgufVocab, adds_bos: bool) -> Result<Value, TokenizerE
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{AddSpecial, SpecialTokens, Tokenizer};
 
     /// A sentencepiece vocabulary with the bytes, a few pieces, and `<s>`.
-    fn llama() -> GgufVocab {
+    pub(crate) fn llama() -> GgufVocab {
         let mut vocab = GgufVocab {
             model: VocabModel::Llama,
             bos: Some(1),

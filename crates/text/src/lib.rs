@@ -5,9 +5,12 @@
 
 mod detokenizer;
 mod gguf_vocab;
+mod split;
 mod stop;
 mod template;
+mod token_bytes;
 mod tokenizer;
+mod whitespace;
 
 pub use detokenizer::Detokenizer;
 pub use gguf_vocab::{GgufVocab, TokenKind, VocabModel};

@@ -2,11 +2,15 @@
 
 use crate::GgufVocab;
 use crate::gguf_vocab::tokenizer_json;
+use crate::token_bytes::{ByteForm, Spelled, TokenBytes, drops_leading_space};
+use crate::whitespace::ShortRuns;
+use serde::Deserialize;
 use serde_json::Value;
+use tokenizers::{DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper};
 
 /// Text to token ids and back. Immutable; share it behind an `Arc`.
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Library,
     bytes: TokenBytes,
     leading_space: LeadingSpace,
 }
@@ -43,6 +47,15 @@ pub enum SpecialTokens {
     Keep,
 }
 
+/// The library's tokenizer, with our own guard before its regexes.
+type Library = tokenizers::TokenizerImpl<
+    ModelWrapper,
+    NormalizerWrapper,
+    ShortRuns,
+    PostProcessorWrapper,
+    DecoderWrapper,
+>;
+
 /// Whether the first space of a decoded text is the tokenizer's own (sentencepiece puts one before every text).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LeadingSpace {
@@ -50,31 +63,33 @@ enum LeadingSpace {
     Kept,
 }
 
-/// Each id's bytes, in one piece of memory.
-struct TokenBytes {
-    all: Vec<u8>,
-    /// End of each id's bytes in `all`.
-    ends: Vec<u32>,
-    special: Vec<bool>,
+/// What we read of a `tokenizer.json` ourselves.
+#[derive(Deserialize)]
+struct Definition {
+    #[serde(default)]
+    decoder: Value,
 }
 
 impl Tokenizer {
-    /// From the text of a `tokenizer.json`.
+    /// From the text of a `tokenizer.json`. Truncation and padding in it are training settings and left out.
     pub fn from_json(json: &[u8]) -> Result<Self, TokenizerError> {
-        let inner = tokenizers::Tokenizer::from_bytes(json)
-            .map_err(|e| TokenizerError::Library(e.to_string()))?;
-        let value: Value =
+        let Definition { decoder } =
             serde_json::from_slice(json).map_err(|e| TokenizerError::Library(e.to_string()))?;
-        let form = ByteForm::of(&value["decoder"])?;
-        let bytes = TokenBytes::new(&inner, form);
-        let leading_space = if has_strip(&value["decoder"]) {
+        let form = ByteForm::of(&decoder)?;
+        let leading_space = if drops_leading_space(&decoder) {
             LeadingSpace::Dropped
         } else {
             LeadingSpace::Kept
         };
+        let mut inner: Library =
+            serde_json::from_slice(json).map_err(|e| TokenizerError::Library(e.to_string()))?;
+        inner
+            .with_truncation(None)
+            .map_err(|e| TokenizerError::Library(e.to_string()))?;
+        inner.with_padding(None);
         Ok(Self {
+            bytes: token_bytes(&inner, form)?,
             inner,
-            bytes,
             leading_space,
         })
     }
@@ -100,10 +115,15 @@ impl Tokenizer {
                 bytes.extend_from_slice(self.token_bytes(id));
             }
         }
-        let start = usize::from(
-            self.leading_space == LeadingSpace::Dropped && bytes.first() == Some(&b' '),
-        );
-        String::from_utf8_lossy(&bytes[start..]).into_owned()
+        String::from_utf8_lossy(self.without_own_space(&bytes)).into_owned()
+    }
+
+    /// A text's bytes without the space that the tokenizer put before it, if it is of that kind.
+    pub(crate) fn without_own_space<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        match self.leading_space {
+            LeadingSpace::Dropped => bytes.strip_prefix(b" ").unwrap_or(bytes),
+            LeadingSpace::Kept => bytes,
+        }
     }
 
     /// The bytes that an id stands for; empty for an unknown one.
@@ -113,11 +133,7 @@ impl Tokenizer {
 
     /// Whether an id is a special token (a control word of the model, not text).
     pub fn is_special(&self, id: u32) -> bool {
-        self.bytes
-            .special
-            .get(id as usize)
-            .copied()
-            .unwrap_or(false)
+        self.bytes.is_special(id)
     }
 
     /// The id of a token written out, such as `<|im_end|>`.
@@ -132,124 +148,41 @@ impl Tokenizer {
 
     /// Ids are below this.
     pub fn vocab_size(&self) -> usize {
-        self.bytes.ends.len()
+        self.bytes.len()
     }
 }
 
-impl TokenBytes {
-    fn new(inner: &tokenizers::Tokenizer, form: ByteForm) -> Self {
-        let added = inner.get_added_tokens_decoder();
-        let n = inner
-            .get_vocab(true)
-            .into_values()
-            .max()
-            .map_or(0, |id| id as usize + 1);
-        let (mut all, mut ends, mut special) = (
-            Vec::with_capacity(n * 6),
-            Vec::with_capacity(n),
-            vec![false; n],
-        );
-        for (id, is_special) in special.iter_mut().enumerate() {
-            if let Some(token) = added.get(&(id as u32)) {
-                all.extend_from_slice(token.content.as_bytes());
-                *is_special = token.special;
-            } else if let Some(token) = inner.id_to_token(id as u32) {
-                form.append(&token, &mut all);
-            }
-            ends.push(all.len() as u32);
-        }
-        Self { all, ends, special }
-    }
-
-    fn get(&self, id: u32) -> &[u8] {
-        let id = id as usize;
-        let Some(&end) = self.ends.get(id) else {
-            return &[];
-        };
-        let start = id.checked_sub(1).map_or(0, |before| self.ends[before]);
-        &self.all[start as usize..end as usize]
-    }
-}
-
-/// How a vocabulary spells bytes.
-#[derive(Clone, Copy)]
-enum ByteForm {
-    /// GPT-2's: one printable character a byte.
-    ByteLevel,
-    /// Sentencepiece's: `▁` is a space, `<0x0A>` a byte.
-    Fallback,
-}
-
-impl ByteForm {
-    fn of(decoder: &Value) -> Result<Self, TokenizerError> {
-        match decoder["type"].as_str() {
-            Some("ByteLevel") => Ok(Self::ByteLevel),
-            Some("Sequence") => {
-                let parts: Vec<_> = decoder["decoders"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .collect();
-                let has = |name| parts.iter().any(|d| d["type"].as_str() == Some(name));
-                if has("ByteLevel") {
-                    Ok(Self::ByteLevel)
-                } else if has("ByteFallback") {
-                    Ok(Self::Fallback)
-                } else {
-                    Err(TokenizerError::Decoder(decoder.to_string()))
-                }
-            }
-            other => Err(TokenizerError::Decoder(other.unwrap_or("none").to_owned())),
-        }
-    }
-
-    fn append(self, token: &str, out: &mut Vec<u8>) {
-        match self {
-            Self::ByteLevel => {
-                for c in token.chars() {
-                    match byte_of_char(c) {
-                        Some(byte) => out.push(byte),
-                        None => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
-                    }
-                }
-            }
-            Self::Fallback => {
-                let hex = token
-                    .strip_prefix("<0x")
-                    .and_then(|rest| rest.strip_suffix('>'))
-                    .filter(|hex| hex.len() == 2);
-                match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-                    Some(byte) => out.push(byte),
-                    None => out.extend_from_slice(token.replace('▁', " ").as_bytes()),
-                }
-            }
-        }
-    }
-}
-
-fn has_strip(decoder: &Value) -> bool {
-    decoder["decoders"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .any(|d| d["type"].as_str() == Some("Strip"))
-}
-
-/// GPT-2's table read backwards: printable Latin-1 stands for itself, the other 68 bytes follow from U+0100 on.
-fn byte_of_char(c: char) -> Option<u8> {
-    let code = u32::from(c);
-    match code {
-        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => Some(code as u8),
-        0x100..=0x120 => Some((code - 0x100) as u8),
-        0x121..=0x142 => Some((code - 0x121 + 0x7f) as u8),
-        0x143 => Some(0xad),
-        _ => None,
-    }
+fn token_bytes(inner: &Library, form: ByteForm) -> Result<TokenBytes, TokenizerError> {
+    let vocab = inner.get_vocab(true);
+    let added = inner.get_added_tokens_decoder();
+    let tokens = vocab.iter().filter(|(_, id)| !added.contains_key(id));
+    let tokens = tokens.map(|(text, &id)| {
+        (
+            id,
+            Spelled {
+                text,
+                is_added: false,
+                is_special: false,
+            },
+        )
+    });
+    let added = added.iter().map(|(&id, token)| {
+        (
+            id,
+            Spelled {
+                text: &token.content,
+                is_added: true,
+                is_special: token.special,
+            },
+        )
+    });
+    TokenBytes::new(form, tokens.chain(added))
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::token_bytes::byte_of_char;
     use serde_json::json;
 
     /// A byte-level tokenizer of 256 single bytes, two merges, one special and one plain added token.
@@ -278,16 +211,6 @@ pub(crate) mod tests {
                       "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
                       "vocab": vocab, "merges": [["h", "e"], ["he", "l"]]}});
         Tokenizer::from_json(json.to_string().as_bytes()).unwrap()
-    }
-
-    #[test]
-    fn every_byte_has_one_character() {
-        let mut seen: Vec<u8> = (0..0x200)
-            .filter_map(char::from_u32)
-            .filter_map(byte_of_char)
-            .collect();
-        seen.sort_unstable();
-        assert_eq!(seen, (0..=255).collect::<Vec<u8>>());
     }
 
     #[test]
