@@ -32,9 +32,11 @@ pub(crate) struct BlockPool {
 impl BlockPool {
     /// A pool of `n_blocks`, block 0 included; the others are free.
     pub(crate) fn new(n_blocks: u32) -> Self {
+        let n = n_blocks as usize;
         let mut pool = Self {
-            slots: vec![Slot::default(); n_blocks as usize],
-            by_hash: FxHashMap::with_capacity_and_hasher(n_blocks as usize, Default::default()),
+            slots: vec![Slot::default(); n],
+            // Twice the room, so that the table clears what deletions leave behind in place rather than by growing.
+            by_hash: FxHashMap::with_capacity_and_hasher(2 * n, Default::default()),
             oldest: NONE,
             newest: NONE,
             n_free: 0,
@@ -157,5 +159,177 @@ impl BlockPool {
             self.slots[newer as usize].older = older;
         }
         self.n_free -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+
+    fn hash(n: u64) -> BlockHash {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&n.to_le_bytes());
+        BlockHash(bytes)
+    }
+
+    #[test]
+    fn block_zero_is_never_handed_out() {
+        let mut pool = BlockPool::new(3);
+        assert_eq!((pool.capacity(), pool.n_free()), (2, 2));
+        let taken = [pool.allocate(), pool.allocate(), pool.allocate()];
+        assert_eq!(taken, [Some(BlockId(1)), Some(BlockId(2)), None]);
+        assert_eq!(pool.n_used(), 2);
+    }
+
+    #[test]
+    fn a_free_block_is_found_until_it_is_reused() {
+        let mut pool = BlockPool::new(2);
+        let block = pool.allocate().unwrap();
+        pool.register(block, hash(7));
+        pool.release(block);
+        assert!(pool.is_free(block));
+        assert_eq!(pool.find(&hash(7)), Some(block));
+        pool.allocate();
+        assert_eq!(pool.find(&hash(7)), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "released twice")]
+    fn a_double_release_is_noticed() {
+        let mut pool = BlockPool::new(2);
+        let block = pool.allocate().unwrap();
+        pool.release(block);
+        pool.release(block);
+    }
+
+    #[test]
+    fn no_churn_of_hashes_makes_the_table_grow() {
+        for n_blocks in [2, 8, 56, 57, 113, 1000] {
+            let mut pool = BlockPool::new(n_blocks);
+            let most = pool.by_hash.capacity();
+            for n in 0..20_000 {
+                let block = pool.allocate().unwrap();
+                pool.register(block, hash(n));
+                pool.release(block);
+                assert!(pool.by_hash.capacity() <= most, "{n_blocks} blocks");
+            }
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Allocate,
+        /// Finds a hash and shares what is found.
+        Share(u64),
+        /// Drops the n-th reference that is held.
+        Release(usize),
+        /// Gives the block of the n-th reference a hash.
+        Register(usize, u64),
+    }
+
+    const HASHES: u64 = 10;
+
+    fn any_op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            3 => Just(Op::Allocate),
+            2 => (0..HASHES).prop_map(Op::Share),
+            3 => any::<usize>().prop_map(Op::Release),
+            2 => (any::<usize>(), 0..HASHES).prop_map(|(n, h)| Op::Register(n, h)),
+        ]
+    }
+
+    /// What the pool should do, written down without regard to cost.
+    struct Model {
+        /// By block; block 0 is there and unused.
+        hashes: Vec<Option<u64>>,
+        /// Oldest first.
+        free: VecDeque<usize>,
+        /// A block once for each reference to it.
+        held: Vec<usize>,
+    }
+
+    impl Model {
+        fn find(&self, h: u64) -> Option<usize> {
+            self.hashes.iter().position(|&hash| hash == Some(h))
+        }
+
+        fn obey(&mut self, op: &Op, pool: &mut BlockPool) {
+            match *op {
+                Op::Allocate => {
+                    let expected = self.free.pop_front();
+                    assert_eq!(pool.allocate(), expected.map(|id| BlockId(id as u32)));
+                    if let Some(id) = expected {
+                        self.hashes[id] = None;
+                        self.held.push(id);
+                    }
+                }
+                Op::Share(h) => {
+                    if let Some(id) = self.find(h) {
+                        pool.share(BlockId(id as u32));
+                        self.free.retain(|&free| free != id);
+                        self.held.push(id);
+                    }
+                }
+                Op::Release(n) if !self.held.is_empty() => {
+                    let id = self.held.swap_remove(n % self.held.len());
+                    pool.release(BlockId(id as u32));
+                    match (self.held.contains(&id), self.hashes[id]) {
+                        (true, _) => {}
+                        (false, Some(_)) => self.free.push_back(id),
+                        (false, None) => self.free.push_front(id),
+                    }
+                }
+                Op::Register(n, h) if !self.held.is_empty() => {
+                    let id = self.held[n % self.held.len()];
+                    pool.register(BlockId(id as u32), hash(h));
+                    if self.hashes[id].is_none() && self.find(h).is_none() {
+                        self.hashes[id] = Some(h);
+                    }
+                }
+                Op::Release(_) | Op::Register(..) => {}
+            }
+        }
+
+        fn check(&self, pool: &BlockPool) {
+            assert_eq!(pool.n_free(), self.free.len());
+            assert_eq!(pool.n_used(), self.hashes.len() - 1 - self.free.len());
+            for h in 0..HASHES {
+                let expected = self.find(h).map(|id| BlockId(id as u32));
+                assert_eq!(pool.find(&hash(h)), expected);
+            }
+            for id in 1..self.hashes.len() {
+                let refs = self.held.iter().filter(|&&held| held == id).count();
+                assert_eq!(pool.slots[id].refs as usize, refs);
+                assert_eq!(pool.is_free(BlockId(id as u32)), self.free.contains(&id));
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_pool_does_what_its_model_does(
+            n_blocks in 1..9_u32,
+            ops in prop::collection::vec(any_op(), 0..120),
+        ) {
+            let mut pool = BlockPool::new(n_blocks);
+            let mut model = Model {
+                hashes: vec![None; n_blocks as usize],
+                free: (1..n_blocks as usize).collect(),
+                held: Vec::new(),
+            };
+            for op in &ops {
+                model.obey(op, &mut pool);
+                model.check(&pool);
+            }
+            // Walks the whole list: what is free can be had, in the order of the model.
+            for _ in 0..n_blocks {
+                model.obey(&Op::Allocate, &mut pool);
+            }
+            model.check(&pool);
+        }
     }
 }

@@ -382,5 +382,5 @@ fn register(
     for i in seq.registered..full {
         pool.register(seq.blocks[i], seq.hashes[i]);
     }
-    seq.registered = seq.registered.max(full);
+    seq.registered = full;
 }

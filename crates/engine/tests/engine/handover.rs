@@ -99,7 +99,9 @@ fn assert_answers_alone(mut engine: Engine, new: &NewSequence) {
 fn bytes_that_are_not_what_was_asked_for_are_not_used() {
     let good = kv_of(&SHAPE, &prompt(20), 0..2);
     let too_much = [good.as_slice(), &good].concat();
-    let cases: [(u32, &[u8]); 6] = [
+    let one = kv_of(&SHAPE, &prompt(20), 0..1);
+    let cases: [(u32, &[u8]); 7] = [
+        (1, &one),
         (1, &good),
         (u32::MAX, &good),
         (0, &good[1..]),

@@ -138,11 +138,11 @@ fn step(driver: &mut Driver, out: &mut Vec<String>) {
 /// Rows say nothing of whose they are; the tokens do.
 fn rows(driver: &Driver, mut live: BTreeMap<SeqId, Vec<u32>>, events: &[Event]) -> Vec<String> {
     let mut rows = Vec::new();
-    for (start, tokens) in driver.seen.lock().unwrap().iter() {
-        let range = *start..start + tokens.len();
+    for row in driver.seen.lock().unwrap().iter() {
+        let range = row.start..row.start + row.tokens.len();
         let whose = live
             .iter()
-            .find(|(_, all)| all.get(range.clone()) == Some(tokens));
+            .find(|(_, all)| all.get(range.clone()) == Some(&row.tokens));
         let id = *whose.expect("a row of a live sequence").0;
         live.remove(&id);
         let sampled = |e: &Event| matches!(e, Event::Token { seq, .. } if *seq == id);
@@ -253,8 +253,11 @@ fn decodes_that_use_up_the_budget_hold_back_prompts() {
         > add a x1 max=3
         > add b y1 max=3
         > add c z3 max=1
-        > step 5
+        > step
         a 0..1+, b 0..1+
+        > show running waiting used
+        running 2, waiting 1, used 2
+        > step 4
         a 1..2+, b 1..2+
         a 2..3+, b 2..3+
         end a length, cached 0
@@ -445,20 +448,21 @@ fn one_ends_in_the_step_that_preempts_another() {
 #[test]
 fn the_preempted_goes_before_those_that_never_ran() {
     check(
-        "> shape blocks=5
+        "> shape blocks=5 seqs=2
         > add a x7 max=4
         > add b y7 max=4
         > add c z1 max=1
-        > step 6
-        a 0..7+, b 0..7+, c 0..1+
-        end c length, cached 0
+        > step 7
+        a 0..7+, b 0..7+
         a 7..8+, b 7..8+
         a 8..9+
         a 9..10+
         end a length, cached 0
-        b 8..9+
+        b 8..9+, c 0..1+
+        end c length, cached 0
         b 9..10+
-        end b length, cached 0",
+        end b length, cached 0
+        idle",
     );
 }
 
@@ -630,6 +634,29 @@ fn fetched_blocks_are_found_by_the_next_prompt() {
         a 8..9+, b 8..9+
         end a length, cached 8
         end b length, cached 8",
+    );
+}
+
+#[test]
+fn what_was_preempted_is_not_fetched_any_more() {
+    check(
+        "> shape blocks=4 size=2
+        > add a x3 max=1
+        > step
+        a 0..3+
+        end a length, cached 0
+        > add b y3 max=5
+        > add c x3 max=3 import=3
+        > step 7
+        b 0..3+, c 2..3+
+        b 3..4+, c 3..4+
+        b 4..5+
+        b 5..6+
+        b 6..7+
+        end b length, cached 0
+        c 0..5+
+        end c length, cached 2
+        idle",
     );
 }
 

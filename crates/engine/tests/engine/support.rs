@@ -90,8 +90,13 @@ impl Shape {
     }
 }
 
-/// A row as the device saw it: position of the first token, and the tokens.
-pub(crate) type SeenRow = (usize, Vec<u32>);
+/// A row as the device saw it.
+pub(crate) struct SeenRow {
+    /// Position of the first token.
+    pub(crate) start: usize,
+    pub(crate) tokens: Vec<u32>,
+    wants_token: bool,
+}
 
 /// The simulated device behind an inspection of every batch.
 struct Watched {
@@ -141,12 +146,11 @@ impl Watched {
         }
         let mut seen = self.seen.lock().unwrap();
         seen.clear();
-        seen.extend(
-            batch
-                .rows
-                .iter()
-                .map(|r| (r.start, batch.tokens[r.tokens.clone()].to_vec())),
-        );
+        seen.extend(batch.rows.iter().map(|row| SeenRow {
+            start: row.start,
+            tokens: batch.tokens[row.tokens.clone()].to_vec(),
+            wants_token: row.sampling.is_some(),
+        }));
     }
 }
 
@@ -270,6 +274,18 @@ impl Driver {
         for event in &events {
             self.note(event);
         }
+        let wanted = self
+            .seen
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|row| row.wants_token)
+            .count();
+        let came = events
+            .iter()
+            .filter(|event| matches!(event, Event::Token { .. }))
+            .count();
+        assert_eq!(wanted, came, "every token that was asked for is told");
         self.check_stats();
         (progress, events)
     }
@@ -343,6 +359,11 @@ impl Driver {
             counted as usize,
             self.live.len(),
             "every sequence is in one list"
+        );
+        let places = self.shape.seqs.min(self.shape.rows);
+        assert!(
+            (stats.running + stats.awaiting_kv) as usize <= places,
+            "{stats:?}"
         );
         let fetching = self.live.values().filter(|live| live.fetch.is_some());
         assert_eq!(stats.awaiting_kv as usize, fetching.count());
