@@ -78,16 +78,15 @@ class Process:
 
     def __init__(self, *args: str, env: dict | None = None):
         self.log = tempfile.NamedTemporaryFile(prefix=f"baton-{args[0]}-", suffix=".log", delete=False)
-        self.child = subprocess.Popen([BATON, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                      stderr=self.log, text=True, env={**os.environ, **(env or {})})
+        self.said = tempfile.NamedTemporaryFile(prefix=f"baton-{args[0]}-", suffix=".out")
+        self.child = subprocess.Popen([BATON, *args], stdin=subprocess.PIPE, stdout=self.said, stderr=self.log,
+                                      env={**os.environ, **(env or {})})
         self.url = self._ready_address()
 
     def _ready_address(self) -> str:
         end = time.monotonic() + START_DEADLINE_S
-        os.set_blocking(self.child.stdout.fileno(), False)
-        seen = ""
         while time.monotonic() < end:
-            seen += self.child.stdout.read() or ""
+            seen = pathlib.Path(self.said.name).read_text()
             found = re.search(r"http://127\.0\.0\.1:\d+", seen)
             if found:
                 return found.group(0)

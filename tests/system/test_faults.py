@@ -122,7 +122,6 @@ def test_an_expired_lease_is_refused_and_the_prompt_recomputed():
     decode = start("decode")
     try:
         request = body(7)
-        _, plain = post(decode.url, "/v1/completions", request | {"prompt": request["prompt"] + " "})
         _, first = post(prefill.url, "/v1/completions",
                         request | {"max_tokens": 1, "kv_transfer_params": {"do_remote_decode": True}})
         params = first["kv_transfer_params"]

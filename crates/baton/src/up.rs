@@ -402,7 +402,7 @@ async fn announce(screen: &Screen, gateway: SocketAddr, model: &str) {
         .as_deref()
         .and_then(first_model)
         .unwrap_or_else(|| model.to_owned());
-    let body = serde_json::json!({"model": name, "messages": [{"role": "user", "content": "What is the capital of Italy?"}]});
+    let body = serde_json::json!({"model": name, "messages": [{"role": "user", "content": "What is the capital of Italy, and what river runs through it?"}]});
     screen.print(&format!(
         "baton serves {name} at http://{gateway}\n\n  curl http://{gateway}/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{body}'\n\nCtrl-C ends it."
     ));
