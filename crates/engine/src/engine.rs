@@ -156,7 +156,7 @@ pub struct Engine {
     pool: BlockPool,
     waiting: VecDeque<Sequence>,
     fetching: Vec<Sequence>,
-    /// In order of admission, oldest first.
+    /// In the order in which they could begin, oldest first: the last is preempted first.
     running: Vec<Sequence>,
     batch: Batch,
     output: StepOutput,

@@ -113,6 +113,12 @@ impl Sequence {
         }
     }
 
+    /// What there is to import, if that is more than was found here.
+    pub(crate) fn missing_import(&self) -> Option<usize> {
+        let n_tokens = self.importable();
+        (n_tokens > self.computed).then_some(n_tokens)
+    }
+
     /// Extends `hashes` to the first `n_blocks` blocks, all of which are full.
     pub(crate) fn hash_blocks(&mut self, hasher: &BlockHasher, n_blocks: usize, block_size: usize) {
         while self.hashes.len() < n_blocks {

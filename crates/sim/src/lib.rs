@@ -302,6 +302,83 @@ mod tests {
         assert_ne!(run(&mut b, &tokens[39..], 39, &[8, 7, 6]), whole);
     }
 
+    fn sample(cfg: SimConfig, sampling: &Sampling, hash: u64) -> Sampled {
+        SimRunner::new(cfg).sample(hash, sampling)
+    }
+
+    #[test]
+    fn a_seed_counts_above_zero_temperature_only() {
+        let with = |temperature, seed| {
+            let sampling = Sampling {
+                temperature,
+                seed,
+                ..Sampling::GREEDY
+            };
+            (0..50)
+                .map(|hash| sample(SimConfig::default(), &sampling, mix(hash)).token)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(with(0.0, 1), with(0.0, 2));
+        assert_eq!(with(1.0, 1), with(1.0, 1));
+        assert_ne!(with(1.0, 1), with(1.0, 2));
+        assert_ne!(with(1.0, 1), with(0.0, 1));
+    }
+
+    #[test]
+    fn the_end_token_comes_by_its_own_odds_only() {
+        let ends = |eos| {
+            let cfg = SimConfig {
+                eos,
+                ..SimConfig::default()
+            };
+            (1..=1000)
+                .filter(|&hash| sample(cfg.clone(), &Sampling::GREEDY, hash).token == 9)
+                .count()
+        };
+        assert_eq!(ends(Some((9, 10))), 100);
+        assert_eq!(ends(Some((9, u64::MAX))), 0);
+        assert_eq!(ends(Some((9, 1))), 1000);
+        assert!(ends(None) > 0, "a token as any other");
+    }
+
+    #[test]
+    fn log_probabilities_are_told_if_asked_for() {
+        let sampling = Sampling {
+            logprobs: Some(3),
+            ..Sampling::GREEDY
+        };
+        let sampled = sample(SimConfig::default(), &sampling, 5);
+        let logprobs = sampled.logprobs.unwrap();
+        assert_eq!(logprobs.top.len(), 3);
+        assert_eq!(logprobs.top[0], (sampled.token, logprobs.sampled));
+        assert_eq!(
+            sample(SimConfig::default(), &Sampling::GREEDY, 5).logprobs,
+            None
+        );
+    }
+
+    #[test]
+    fn blocks_and_bytes_that_do_not_fit_are_refused() {
+        let mut runner = SimRunner::new(SimConfig::default());
+        let mut data = vec![0; runner.spec().layout.block_bytes()];
+        assert!(runner.import(&[BlockId(1)], &data).is_ok());
+        assert!(runner.import(&[BlockId(1)], &data[1..]).is_err());
+        assert!(runner.import(&[BlockId(1), BlockId(2)], &data).is_err());
+        assert!(runner.import(&[BlockId(256)], &data).is_err());
+        assert!(runner.export(&[BlockId(256)], &mut data).is_err());
+    }
+
+    #[test]
+    fn the_pace_is_told_the_tokens_of_every_step() {
+        let (told, seen) = std::sync::mpsc::channel();
+        let pace = Box::new(move |n| told.send(n).unwrap());
+        let mut runner = SimRunner::paced(SimConfig::default(), pace);
+        run(&mut runner, &[1, 2, 3], 0, &[1]);
+        run(&mut runner, &[4], 3, &[1]);
+        drop(runner);
+        assert_eq!(seen.iter().collect::<Vec<_>>(), [3, 1]);
+    }
+
     #[test]
     fn it_fails_when_told_to() {
         let mut runner = SimRunner::new(SimConfig {

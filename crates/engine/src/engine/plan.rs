@@ -94,7 +94,7 @@ impl Engine {
                 self.waiting.push_front(seq);
                 return;
             }
-            match self.missing_import(&seq) {
+            match seq.missing_import() {
                 Some(n_tokens) => {
                     events.push(seq.fetch_event(
                         seq.computed / self.block_size(),
@@ -113,12 +113,6 @@ impl Engine {
                 }
             }
         }
-    }
-
-    /// Tokens whose KV the peer can spare us, if there are any besides what was found here.
-    fn missing_import(&self, seq: &Sequence) -> Option<usize> {
-        let n_tokens = seq.importable();
-        (n_tokens > seq.computed).then_some(n_tokens)
     }
 
     /// Gives a sequence blocks for all its tokens: what the prefix cache has, the rest fresh. All or nothing.
