@@ -67,7 +67,7 @@ fn read_header(file: &File, path: &Path) -> Result<Gguf, CheckpointError> {
         file.read_exact_at(&mut bytes, 0).map_err(in_file(path))?;
         match Gguf::parse(&bytes, file_len) {
             Err(GgufError::NeedMore { .. }) if (n as u64) < file_len && want < MAX_HEADER => {
-                want *= 2
+                want *= 2;
             }
             Err(GgufError::NeedMore { .. }) => {
                 return Err(damaged(path, &"the file ends before its header does"));

@@ -6,25 +6,7 @@ use crate::{Config, Rope, RopeScaling};
 impl Config {
     /// The configuration in a GGUF file's metadata. `rope_freqs` are the elements of `rope_freqs.weight`, if the file has it.
     pub fn from_gguf(gguf: &Gguf, rope_freqs: Option<Vec<f32>>) -> Result<Self, GgufError> {
-        let architecture = gguf
-            .text("general.architecture")
-            .ok_or_else(|| missing("general.architecture"))?;
-        if architecture != "llama" {
-            let found = architecture.to_owned();
-            return Err(GgufError::Unsupported {
-                key: "general.architecture",
-                found,
-                supported: "llama",
-            });
-        }
-        if gguf.unsigned("llama.expert_count").is_some_and(|n| n > 0) {
-            let found = "of experts".to_owned();
-            return Err(GgufError::Unsupported {
-                key: "llama.expert_count",
-                found,
-                supported: "models without experts",
-            });
-        }
+        supported(gguf)?;
         let size = |key: &str| -> Result<usize, GgufError> {
             let n = gguf.unsigned(key).ok_or_else(|| missing(key))?;
             usize::try_from(n)
@@ -74,6 +56,30 @@ impl Config {
             .map_err(|error| GgufError::Damaged(error.to_string()))?;
         Ok(config)
     }
+}
+
+/// Refuses what the graph does not compute.
+fn supported(gguf: &Gguf) -> Result<(), GgufError> {
+    let architecture = gguf
+        .text("general.architecture")
+        .ok_or_else(|| missing("general.architecture"))?;
+    if architecture != "llama" {
+        let found = architecture.to_owned();
+        return Err(GgufError::Unsupported {
+            key: "general.architecture",
+            found,
+            supported: "llama",
+        });
+    }
+    if gguf.unsigned("llama.expert_count").is_some_and(|n| n > 0) {
+        let found = "of experts".to_owned();
+        return Err(GgufError::Unsupported {
+            key: "llama.expert_count",
+            found,
+            supported: "models without experts",
+        });
+    }
+    Ok(())
 }
 
 fn scaling(gguf: &Gguf, rope_freqs: Option<Vec<f32>>) -> Result<RopeScaling, GgufError> {
