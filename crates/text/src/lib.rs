@@ -15,5 +15,5 @@ mod whitespace;
 pub use detokenizer::Detokenizer;
 pub use gguf_vocab::{GgufVocab, TokenKind, VocabModel};
 pub use stop::{IncludeStop, StopStrings};
-pub use template::{ChatInput, ChatTemplate, Ending, TemplateError};
+pub use template::{ChatInput, ChatTemplate, ContentFormat, Ending, TemplateError};
 pub use tokenizer::{AddSpecial, SpecialTokens, Tokenizer, TokenizerError};

@@ -1,14 +1,25 @@
-//! Chat templates: Jinja as Hugging Face renders it, bounded in steps.
+//! Chat templates: Jinja as Hugging Face renders it.
+//!
+//! A rendering is bounded in steps, in depth and in what it writes, so that no template holds a thread forever. Templates
+//! come with a model and are trusted as much: one that doubles a string in a loop still takes memory.
 
-use minijinja::{Environment, ErrorKind, Value, context};
+mod content;
+mod python;
+
+pub use content::ContentFormat;
+
+use minijinja::{Environment, Template, Value, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
-use serde::Serialize;
-use serde_json::ser::Formatter;
+use python::{Day, Raised};
+use std::error::Error as _;
+use std::io;
 
 /// Instructions that one rendering may take; a long conversation takes some ten thousand.
 const FUEL: u64 = 20_000_000;
-/// Said by `raise_exception`, to tell the template's own refusal from a broken template.
-const RAISED: &str = "raised by the chat template: ";
+/// Calls within calls. Each takes stack, of which threads have two megabytes.
+const MAX_DEPTH: usize = 100;
+/// Bytes that one rendering may write.
+const MAX_OUTPUT: usize = 64 << 20;
 const NAME: &str = "chat";
 
 /// A model's chat template, parsed.
@@ -16,20 +27,23 @@ pub struct ChatTemplate {
     env: Environment<'static>,
     bos_token: String,
     eos_token: String,
+    content_format: ContentFormat,
 }
 
 /// What a template renders.
 #[derive(Clone, Debug)]
 pub struct ChatInput<'a> {
-    /// The conversation, as the request has it.
+    /// The conversation, as the request has it. A content is a string, null or a list of parts; where the template reads
+    /// strings only, text parts become lines.
     pub messages: &'a serde_json::Value,
     /// Tools, as the request has them; null for none.
     pub tools: &'a serde_json::Value,
     /// How the prompt ends.
     pub ending: Ending,
-    /// Further variables (`chat_template_kwargs`), an object or null.
+    /// Further variables (`chat_template_kwargs`), an object or null. They win over the special tokens, not over the
+    /// fields above.
     pub kwargs: &'a serde_json::Value,
-    /// Today, as `strftime_now` would print it by default (`26 Nov 2025`); the caller knows the time.
+    /// Today for `strftime_now`, as `26 Nov 2025` or `2025-11-26`; the caller knows the time.
     pub today: &'a str,
 }
 
@@ -40,6 +54,8 @@ pub enum Ending {
     GenerationPrompt,
     /// After the last message.
     AfterLastMessage,
+    /// Within the last message, right after its text (`continue_final_message`).
+    WithinLastMessage,
 }
 
 /// Why nothing was rendered.
@@ -48,7 +64,7 @@ pub enum TemplateError {
     /// The template does not parse.
     #[error("chat template: {0}")]
     Broken(String),
-    /// The template refused the conversation by `raise_exception`; the client should know.
+    /// The template refused the conversation by `raise_exception`, or cannot take it; the client should know.
     #[error("{0}")]
     Refused(String),
     /// It failed while rendering this conversation.
@@ -57,151 +73,133 @@ pub enum TemplateError {
 }
 
 impl ChatTemplate {
-    /// Parses a template. The tokens are what `bos_token` and `eos_token` stand for in it; empty if the model has none.
+    /// Parses a template and tries what forms of content it reads. The tokens are what `bos_token` and `eos_token` stand
+    /// for in it; empty if the model has none.
     pub fn new(source: &str, bos_token: &str, eos_token: &str) -> Result<Self, TemplateError> {
         let mut env = Environment::new();
         env.set_trim_blocks(true);
         env.set_lstrip_blocks(true);
         env.set_fuel(Some(FUEL));
+        env.set_recursion_limit(MAX_DEPTH);
         env.set_unknown_method_callback(unknown_method_callback);
-        env.add_function("raise_exception", raise_exception);
-        env.add_filter("tojson", to_json);
-        env.add_template_owned(NAME, source.to_owned())
+        env.add_function("raise_exception", python::raise_exception);
+        env.add_filter("tojson", python::to_json);
+        env.add_template_owned(NAME, python::without_generation_tags(source))
             .map_err(|e| TemplateError::Broken(describe(&e)))?;
-        Ok(Self {
+        let mut template = Self {
             env,
             bos_token: bos_token.to_owned(),
             eos_token: eos_token.to_owned(),
-        })
+            content_format: ContentFormat::Both,
+        };
+        template.content_format =
+            ContentFormat::detect(|messages| template.render(&probe(messages)));
+        Ok(template)
+    }
+
+    /// What forms of content the template reads. [`ChatTemplate::render`] takes all of them.
+    pub fn content_format(&self) -> ContentFormat {
+        self.content_format
     }
 
     /// The prompt of a conversation.
     pub fn render(&self, input: &ChatInput<'_>) -> Result<String, TemplateError> {
+        let messages = self.content_format.shape(input.messages)?;
+        if input.ending == Ending::WithinLastMessage {
+            let marked = content::marked(&messages)?;
+            return content::cut_at_mark(self.fill(&marked, input)?);
+        }
+        self.fill(&messages, input)
+    }
+
+    fn fill(
+        &self,
+        messages: &serde_json::Value,
+        input: &ChatInput<'_>,
+    ) -> Result<String, TemplateError> {
         let template = self
             .env
             .get_template(NAME)
             .map_err(|e| TemplateError::Broken(describe(&e)))?;
         let today = input.today.to_owned();
-        let strftime_now = Value::from_function(move |_format: String| today.clone());
-        let tools = if input.tools.is_null() {
-            Value::from(())
-        } else {
-            Value::from_serialize(input.tools)
+        let strftime_now = move |format: &str| match Day::parse(&today) {
+            Some(day) => day.format(format),
+            None => today.clone(),
         };
-        let own = context! {
-            messages => Value::from_serialize(input.messages),
-            tools => tools,
+        let tokens = context! {
             documents => (),
-            add_generation_prompt => input.ending == Ending::GenerationPrompt,
             bos_token => self.bos_token,
             eos_token => self.eos_token,
-            strftime_now => strftime_now,
+            strftime_now => Value::from_function(strftime_now),
         };
         let kwargs = if input.kwargs.is_object() {
             Value::from_serialize(input.kwargs)
         } else {
             context! {}
         };
-        // The template's own variables win over the request's.
-        template
-            .render(context! { ..own, ..kwargs })
-            .map_err(|error| failure(&error))
+        let own = context! {
+            messages => Value::from_serialize(messages),
+            tools => Value::from_serialize(input.tools),
+            add_generation_prompt => input.ending == Ending::GenerationPrompt,
+        };
+        write(&template, context! { ..own, ..kwargs, ..tokens }).map_err(|error| failure(&error))
+    }
+}
+
+/// One message and nothing else.
+fn probe(messages: &serde_json::Value) -> ChatInput<'_> {
+    ChatInput {
+        messages,
+        tools: &serde_json::Value::Null,
+        ending: Ending::GenerationPrompt,
+        kwargs: &serde_json::Value::Null,
+        today: "26 Nov 2025",
+    }
+}
+
+fn write(template: &Template<'_, '_>, variables: Value) -> Result<String, minijinja::Error> {
+    let mut out = Bounded(Vec::new());
+    template.render_captured_to(variables, &mut out)?;
+    // The renderer writes nothing but strings.
+    Ok(String::from_utf8(out.0).unwrap_or_default())
+}
+
+/// Takes at most [`MAX_OUTPUT`] bytes.
+struct Bounded(Vec<u8>);
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > MAX_OUTPUT - self.0.len() {
+            return Err(io::Error::other("the prompt grew too long"));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
 fn failure(error: &minijinja::Error) -> TemplateError {
-    match error
-        .detail()
-        .and_then(|detail| detail.strip_prefix(RAISED))
-    {
-        Some(message) => TemplateError::Refused(message.to_owned()),
-        None => TemplateError::Failed(describe(error)),
+    // In a macro, the error lies within others.
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if let Some(Raised(message)) = inner.downcast_ref() {
+            return TemplateError::Refused(message.clone());
+        }
+        cause = inner.source();
     }
+    TemplateError::Failed(describe(error))
 }
 
-/// One line: what and where.
+/// One line: what, where and why.
 fn describe(error: &minijinja::Error) -> String {
-    let place = error
-        .line()
-        .map(|line| format!(" (line {line})"))
-        .unwrap_or_default();
-    format!("{error}{place}").replace('\n', " ")
-}
-
-fn raise_exception(message: &str) -> Result<Value, minijinja::Error> {
-    Err(minijinja::Error::new(
-        ErrorKind::InvalidOperation,
-        format!("{RAISED}{message}"),
-    ))
-}
-
-/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "minijinja hands filters their keyword arguments by value"
-)]
-fn to_json(value: &Value, kwargs: minijinja::value::Kwargs) -> Result<Value, minijinja::Error> {
-    let indent: Option<usize> = kwargs.get("indent")?;
-    kwargs.assert_all_used()?;
-    let bad =
-        |e: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string());
-    let mut out = Vec::new();
-    match indent {
-        None => value
-            .serialize(&mut serde_json::Serializer::with_formatter(
-                &mut out,
-                PythonSpacing,
-            ))
-            .map_err(bad)?,
-        Some(n) => {
-            let spaces = vec![b' '; n.min(16)];
-            let pretty = serde_json::ser::PrettyFormatter::with_indent(&spaces);
-            value
-                .serialize(&mut serde_json::Serializer::with_formatter(
-                    &mut out, pretty,
-                ))
-                .map_err(bad)?;
-        }
+    let mut text = error.to_string();
+    if let Some(cause) = error.source() {
+        text = format!("{text}: {cause}");
     }
-    Ok(Value::from_safe_string(
-        String::from_utf8_lossy(&out).into_owned(),
-    ))
-}
-
-/// `", "` between items and `": "` after keys.
-struct PythonSpacing;
-
-impl Formatter for PythonSpacing {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-    ) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
+    text.replace('\n', " ")
 }
 
 #[cfg(test)]
@@ -214,7 +212,7 @@ mod tests {
             messages,
             tools: &serde_json::Value::Null,
             ending: Ending::GenerationPrompt,
-            kwargs: &json!({"shout": true, "bos_token": "ignored"}),
+            kwargs: &json!({"shout": true, "bos_token": "chosen", "messages": []}),
             today: "26 Nov 2025",
         })
     }
@@ -246,14 +244,98 @@ mod tests {
     }
 
     #[test]
-    fn pythons_methods_and_json_work() {
+    fn pythons_methods_and_values_work() {
         let source = "{{ messages[0].content.strip().upper() }} {{ messages[0] | tojson }} {{ bos_token }} {{ shout }} \
-            {{ strftime_now('%d %b %Y') }}{% for k, v in messages[0].items() %} {{ k }}{% endfor %}";
+            {{ strftime_now('%d %b %Y') }}{% for k, v in messages[0].items() %} {{ k }}{% endfor %} {{ none }} {{ eos_token }}";
         let out = render(source, &json!([{"role": "ü<", "content": " a "}])).unwrap();
+        let message = r#"{"role": "ü<", "content": " a "}"#;
         assert_eq!(
             out,
-            "A {\"role\": \"ü<\", \"content\": \" a \"} <s> True 26 Nov 2025 role content"
+            format!("A {message} chosen True 26 Nov 2025 role content None </s>")
         );
+    }
+
+    #[test]
+    fn json_is_laid_out_as_python_lays_it_out() {
+        let messages = json!([{"b": [1, {"c": []}, 1e20], "a": "é😀\n"}]);
+        for (arguments, expected) in [
+            ("", r#"{"b": [1, {"c": []}, 1e+20], "a": "é😀\n"}"#),
+            (
+                "ensure_ascii=true",
+                r#"{"b": [1, {"c": []}, 1e+20], "a": "\u00e9\ud83d\ude00\n"}"#,
+            ),
+            (
+                "sort_keys=true, separators=(',', ':')",
+                r#"{"a":"é😀\n","b":[1,{"c":[]},1e+20]}"#,
+            ),
+            (
+                "indent=2",
+                "{\n  \"b\": [\n    1,\n    {\n      \"c\": []\n    },\n    1e+20\n  ],\n  \"a\": \"é😀\\n\"\n}",
+            ),
+        ] {
+            let out = render(
+                &format!("{{{{ messages[0] | tojson({arguments}) }}}}"),
+                &messages,
+            );
+            assert_eq!(out.unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn contents_take_the_form_that_the_template_reads() {
+        let strings = "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}";
+        let parts =
+            "{% for m in messages %}{% for c in m.content %}[{{ c.text }}]{% endfor %}{% endfor %}";
+        let both = "{% for m in messages %}{% if m.content is string %}[{{ m.content }}]{% else %}\
+            {% for c in m.content %}[{{ c['text'] }}]{% endfor %}{% endif %}{% endfor %}";
+        let messages = json!([{"content": "a"}, {"content": [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]},
+            {"content": null, "role": "assistant"}]);
+        for (source, format, expected) in [
+            (strings, ContentFormat::Strings, "[a][b\nc][]"),
+            (parts, ContentFormat::Parts, "[a][b][c]"),
+            (both, ContentFormat::Both, "[a][b][c]"),
+        ] {
+            let template = ChatTemplate::new(source, "", "").unwrap();
+            assert_eq!(template.content_format(), format);
+            let out = template
+                .render(&probe(&messages))
+                .unwrap_or_else(|e| e.to_string());
+            assert_eq!(out.replace("None", ""), expected);
+        }
+        let image = json!([{"content": [{"type": "image_url", "image_url": {}}]}]);
+        assert!(matches!(
+            render(strings, &image),
+            Err(TemplateError::Refused(_))
+        ));
+    }
+
+    #[test]
+    fn the_last_message_can_be_left_open() {
+        let open = |source: &str, content: serde_json::Value| {
+            let messages = json!([{"role": "user", "content": "x y"}, {"role": "assistant", "content": content}]);
+            let template = ChatTemplate::new(source, "", "")?;
+            template.render(&ChatInput {
+                ending: Ending::WithinLastMessage,
+                ..probe(&messages)
+            })
+        };
+        let kept = "{% for m in messages %}<{{ m.content }}>{% endfor %}{% if add_generation_prompt %}!{% endif %}";
+        assert_eq!(open(kept, json!(" x ")).unwrap(), "<x y>< x ");
+        assert_eq!(
+            open(kept, json!([{"type": "text", "text": "x"}])).unwrap(),
+            "<x y><x"
+        );
+        let trimmed = "{% for m in messages %}<{{ m.content | trim }}>{% endfor %}";
+        assert_eq!(open(trimmed, json!(" x ")).unwrap(), "<x y><x");
+        let dropped = "{% for m in messages[:1] %}<{{ m.content }}>{% endfor %}";
+        assert!(matches!(
+            open(dropped, json!("x")),
+            Err(TemplateError::Refused(_))
+        ));
+        assert!(matches!(
+            open(kept, json!(null)),
+            Err(TemplateError::Refused(_))
+        ));
     }
 
     #[test]
@@ -271,11 +353,42 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_within_macros_is_one() {
+        let source = "{% macro f() %}{% if messages[0].content != 'ok' %}{{ raise_exception('no: ' ~ 1) }}{% endif %}{% endmacro %}\
+            {% macro g() %}{{ f() }}{% endmacro %}{% set x = g() %}{{ x }}";
+        let refused = render(source, &json!([{"content": "?"}]));
+        assert!(
+            matches!(&refused, Err(TemplateError::Refused(m)) if m == "no: 1"),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
     fn an_endless_template_is_stopped() {
-        let source = "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a * b %}{% endfor %}{% endfor %}";
+        for source in [
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a * b %}{% endfor %}{% endfor %}",
+            "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+            "{% for a in range(9999) %}{{ 'a' * 99999 }}{% endfor %}",
+        ] {
+            let out = render(source, &json!([]));
+            assert!(matches!(out, Err(TemplateError::Failed(_))), "{source}");
+        }
+    }
+
+    #[test]
+    fn a_template_nested_without_end_does_not_parse() {
+        for source in [
+            "(".repeat(100_000),
+            "{% if a %}".repeat(100_000),
+            "[".repeat(100_000),
+        ] {
+            let out = render(&format!("{{{{ {source} }}}}"), &json!([]));
+            assert!(matches!(out, Err(TemplateError::Broken(_))));
+        }
+        let blocks = "{% if true %}".repeat(100_000);
         assert!(matches!(
-            render(source, &json!([])),
-            Err(TemplateError::Failed(_))
+            render(&blocks, &json!([])),
+            Err(TemplateError::Broken(_))
         ));
     }
 }
