@@ -17,6 +17,7 @@ pub(crate) fn command(args: &Gateway) -> Result<(), Failure> {
     let config: GatewayConfig = serde_json::from_slice(&text)
         .with_context(|| format!("{path} is no gateway configuration"))
         .map_err(Failure::Usage)?;
+    config.check().map_err(|e| Failure::Usage(e.into()))?;
     let runtime = tokio::runtime::Runtime::new().map_err(|e| Failure::Unavailable(e.into()))?;
     let done = runtime.block_on(serve(config, ParentWatch::from(args.exit_with_parent)));
     runtime.shutdown_background();

@@ -70,7 +70,7 @@ pub(crate) fn shapes(args: &Serve, checkpoint: &Checkpoint) -> anyhow::Result<Sh
             "--max-model-len {max_model_len} is more than the {limit} positions that the model was made for"
         );
     }
-    Ok(Shapes {
+    let shapes = Shapes {
         dtype: dtype(args.dtype, args.device),
         block_size: args.block_size,
         kv: KvSize::Bytes(usize::try_from(args.kv_cache_memory_bytes)?),
@@ -78,7 +78,11 @@ pub(crate) fn shapes(args: &Serve, checkpoint: &Checkpoint) -> anyhow::Result<Sh
         max_chunk: args.max_num_batched_tokens,
         max_model_len,
         role: runner_role(args),
-    })
+    };
+    shapes.pool(checkpoint.config()).context(
+        "the flags do not fit together; raise --kv-cache-memory-bytes or lower --max-model-len",
+    )?;
+    Ok(shapes)
 }
 
 fn runner_role(args: &Serve) -> baton_runner::Role {

@@ -8,6 +8,7 @@ use baton_checkpoint::Checkpoint;
 use baton_engine::{EngineConfig, PrefixCaching, Runner};
 use baton_kv::KvLayout;
 use baton_kv_transfer::{KvClient, KvClientConfig, KvServer, KvServerConfig, PeerPolicy, Secret};
+use baton_runner::Shapes;
 use baton_server::{
     ApiKey, GenerationDefaults, ModelCard, Parts, PrefillerPolicy, ServerConfig, ServerError,
 };
@@ -15,7 +16,8 @@ use baton_sim::{SimConfig, SimRunner};
 use baton_text::{ChatTemplate, Tokenizer};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
+use tokio_util::sync::CancellationToken;
 
 /// Runs until it is told to stop.
 pub(crate) fn command(args: Serve) -> Result<(), Failure> {
@@ -35,23 +37,25 @@ pub(crate) fn command(args: Serve) -> Result<(), Failure> {
 async fn serve(args: Serve, secret: Option<Secret>) -> Result<(), Failure> {
     let watch = ParentWatch::from(args.exit_with_parent);
     let shutdown = shutdown_token(watch).map_err(|e| Failure::Unavailable(e.into()))?;
-    let address = SocketAddr::new(args.host, args.port);
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}"));
-    let listener = listener.map_err(Failure::Unavailable)?;
-    let (args, loading) = {
-        let args = Arc::new(args);
-        (
-            args.clone(),
-            tokio::task::spawn_blocking(move || Loaded::load(&args)),
-        )
+    let args = Arc::new(args);
+    let prepared = {
+        let args = args.clone();
+        blocking(move || Prepared::new(&args), &shutdown).await?
     };
-    let loaded = tokio::select! {
-        loaded = loading => loaded.map_err(|e| Failure::Broken(anyhow!("loading the model failed: {e}")))??,
-        () = shutdown.cancelled() => return Ok(()),
+    let Some(prepared) = prepared else {
+        return Ok(());
     };
+    // The port is taken before the long part, so that a conflict shows at once, but nobody is let in yet.
+    let socket = bind(SocketAddr::new(args.host, args.port))?;
+    let loaded = {
+        let args = args.clone();
+        blocking(move || prepared.load(&args), &shutdown).await?
+    };
+    let Some(loaded) = loaded else { return Ok(()) };
     let parts = loaded.into_parts(&args, secret)?;
+    let listener = socket
+        .listen(BACKLOG)
+        .map_err(|e| Failure::Unavailable(e.into()))?;
     let bound = listener
         .local_addr()
         .map_err(|e| Failure::Unavailable(e.into()))?;
@@ -63,7 +67,47 @@ async fn serve(args: Serve, secret: Option<Secret>) -> Result<(), Failure> {
     }
 }
 
-/// What a model's files gave.
+/// Connections that the kernel keeps for us while we are busy.
+const BACKLOG: u32 = 1024;
+
+fn bind(address: SocketAddr) -> Result<TcpSocket, Failure> {
+    let bind = || -> std::io::Result<TcpSocket> {
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }?;
+        // A server that comes back finds its port even when old connections linger.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(socket)
+    };
+    bind()
+        .with_context(|| format!("cannot listen on {address}; choose another --port"))
+        .map_err(Failure::Unavailable)
+}
+
+/// Runs something long aside; `None` if the end was asked for first.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    shutdown: &CancellationToken,
+) -> Result<Option<T>, Failure> {
+    tokio::select! {
+        done = tokio::task::spawn_blocking(work) => {
+            done.map_err(|e| Failure::Broken(anyhow!("loading the model failed: {e}")))?.map(Some)
+        }
+        () = shutdown.cancelled() => Ok(None),
+    }
+}
+
+/// A model's files, opened and found to fit the flags.
+struct Prepared {
+    checkpoint: Checkpoint,
+    shapes: Shapes,
+    chat_template: Option<ChatTemplate>,
+}
+
+/// A model on its device.
 struct Loaded {
     runner: Box<dyn Runner>,
     tokenizer: Tokenizer,
@@ -72,13 +116,12 @@ struct Loaded {
     defaults: GenerationDefaults,
 }
 
-impl Loaded {
-    fn load(args: &Serve) -> Result<Self, Failure> {
+impl Prepared {
+    fn new(args: &Serve) -> Result<Self, Failure> {
         let path = model::find(&args.model)?;
         let usage = |e: baton_checkpoint::CheckpointError| Failure::Usage(e.into());
         let checkpoint = Checkpoint::open(&path).map_err(usage)?;
         let shapes = model::shapes(args, &checkpoint).map_err(Failure::Usage)?;
-        let tokenizer = checkpoint.tokenizer().map_err(usage)?;
         let chat_template = match &args.chat_template {
             None => checkpoint.chat_template().map_err(usage)?,
             Some(file) => {
@@ -91,12 +134,28 @@ impl Loaded {
                 )
             }
         };
-        let given = checkpoint.generation_defaults();
+        Ok(Self {
+            checkpoint,
+            shapes,
+            chat_template,
+        })
+    }
+
+    fn load(self, args: &Serve) -> Result<Loaded, Failure> {
+        let Self {
+            checkpoint,
+            shapes,
+            chat_template,
+        } = self;
+        let tokenizer = checkpoint
+            .tokenizer()
+            .map_err(|e| Failure::Usage(e.into()))?;
         let runner = match args.device {
             Device::Sim => simulated(args, &checkpoint, tokenizer.vocab_size()),
             _ => model::load(args, &checkpoint, shapes)?,
         };
-        Ok(Self {
+        let given = checkpoint.generation_defaults();
+        Ok(Loaded {
             runner,
             tokenizer,
             chat_template,
@@ -110,7 +169,9 @@ impl Loaded {
             },
         })
     }
+}
 
+impl Loaded {
     fn into_parts(self, args: &Serve, secret: Option<Secret>) -> Result<Parts, Failure> {
         let spec = self.runner.spec().clone();
         let unavailable = |e: std::io::Error| {
