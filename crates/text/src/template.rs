@@ -5,6 +5,7 @@
 
 mod content;
 mod python;
+mod value;
 
 pub use content::ContentFormat;
 
@@ -82,8 +83,11 @@ impl ChatTemplate {
         env.set_fuel(Some(FUEL));
         env.set_recursion_limit(MAX_DEPTH);
         env.set_unknown_method_callback(unknown_method_callback);
+        env.set_formatter(value::print);
         env.add_function("raise_exception", python::raise_exception);
         env.add_filter("tojson", python::to_json);
+        env.add_test("iterable", python::is_iterable);
+        env.add_test("sequence", python::is_sequence);
         env.add_template_owned(NAME, python::without_generation_tags(source))
             .map_err(|e| TemplateError::Broken(describe(&e)))?;
         let mut template = Self {
@@ -133,13 +137,13 @@ impl ChatTemplate {
             strftime_now => Value::from_function(strftime_now),
         };
         let kwargs = if input.kwargs.is_object() {
-            Value::from_serialize(input.kwargs)
+            value::of_json(input.kwargs)
         } else {
             context! {}
         };
         let own = context! {
-            messages => Value::from_serialize(messages),
-            tools => Value::from_serialize(input.tools),
+            messages => value::of_json(messages),
+            tools => value::of_json(input.tools),
             add_generation_prompt => input.ending == Ending::GenerationPrompt,
         };
         write(&template, context! { ..own, ..kwargs, ..tokens }).map_err(|error| failure(&error))

@@ -1,13 +1,13 @@
 //! Real vocabularies against other people's tokenizers. The fixtures come from `tests/reference/tokenizer_fixtures.py`.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-use baton_model::gguf::{Gguf, GgufError};
+mod smollm2;
+
 use baton_text::{
     AddSpecial, Detokenizer, GgufVocab, SpecialTokens, TokenKind, Tokenizer, VocabModel,
 };
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::sync::LazyLock;
 
 #[derive(Deserialize)]
@@ -26,7 +26,7 @@ struct Pieces {
     encode: Vec<(String, Vec<u32>)>,
 }
 
-static SMOLLM2: LazyLock<GgufVocab> = LazyLock::new(smollm2);
+static SMOLLM2: LazyLock<GgufVocab> = LazyLock::new(smollm2_vocab);
 static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::from_gguf(&SMOLLM2).unwrap());
 static BYTES: LazyLock<Bytes> =
     LazyLock::new(|| serde_json::from_str(include_str!("fixtures/smollm2.json")).unwrap());
@@ -41,21 +41,9 @@ fn kind(number: i64) -> TokenKind {
     }
 }
 
-/// The vocabulary in the file that `BATON_SMOLLM2` names.
-fn smollm2() -> GgufVocab {
-    let path = std::env::var("BATON_SMOLLM2").expect(
-        "BATON_SMOLLM2 must name the file that `baton fetch smollm2` prints; `make test` sets it",
-    );
-    let mut file = std::fs::File::open(&path).unwrap();
-    let file_len = file.metadata().unwrap().len();
-    let mut bytes = Vec::new();
-    let gguf = loop {
-        file.by_ref().take(4 << 20).read_to_end(&mut bytes).unwrap();
-        match Gguf::parse(&bytes, file_len) {
-            Err(GgufError::NeedMore { .. }) if (bytes.len() as u64) < file_len => {}
-            parsed => break parsed.unwrap(),
-        }
-    };
+/// The model file's vocabulary.
+fn smollm2_vocab() -> GgufVocab {
+    let gguf = smollm2::gguf();
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     GgufVocab {
         model: VocabModel::Gpt2,

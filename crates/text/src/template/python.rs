@@ -1,7 +1,8 @@
 //! What templates expect of Python: `tojson` as `json.dumps` writes, `strftime_now` without a clock, `raise_exception`,
 //! and the `generation` blocks of Hugging Face.
 
-use minijinja::value::{Kwargs, Value};
+use super::value::float;
+use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 use serde::Serialize as _;
 use serde_json::ser::{CharEscape, Formatter, Serializer};
@@ -20,6 +21,19 @@ pub(super) struct Raised(pub(super) String);
 pub(super) fn raise_exception(message: Value) -> Result<Value, Error> {
     let message = message.to_string();
     Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised(message)))
+}
+
+/// What Python's `iter` takes: texts too, null not.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// What has a length and items by key: texts and mappings too.
+pub(super) fn is_sequence(value: &Value) -> bool {
+    matches!(
+        value.kind(),
+        ValueKind::Seq | ValueKind::String | ValueKind::Map
+    )
 }
 
 /// `{% generation %}` marks what the model said; to us it is a block with variables of its own.
@@ -216,25 +230,6 @@ impl Formatter for JsonStyle {
     }
 }
 
-/// Python's `repr` of a finite number: as few digits as tell it apart, an exponent below 1e-4 and from 1e16 on.
-fn float(value: f64) -> String {
-    let scientific = format!("{value:e}");
-    let Some((digits, exponent)) = scientific.split_once('e') else {
-        return scientific;
-    };
-    let exponent: i32 = exponent.parse().unwrap_or_default();
-    if value != 0.0 && !(-4..16).contains(&exponent) {
-        let sign = if exponent < 0 { '-' } else { '+' };
-        return format!("{digits}e{sign}{:02}", exponent.abs());
-    }
-    let plain = value.to_string();
-    if plain.contains('.') {
-        plain
-    } else {
-        plain + ".0"
-    }
-}
-
 const MONTHS: [&str; 12] = [
     "January",
     "February",
@@ -390,26 +385,6 @@ mod tests {
             "1 Jan 99999999999",
         ] {
             assert_eq!(Day::parse(text), None, "{text}");
-        }
-    }
-
-    #[test]
-    fn floats_are_written_as_python_does() {
-        let cases = [
-            (0.0, "0.0"),
-            (-0.0, "-0.0"),
-            (1.0, "1.0"),
-            (0.1, "0.1"),
-            (1e16, "1e+16"),
-            (1e15, "1000000000000000.0"),
-            (1.5e-5, "1.5e-05"),
-            (0.0001, "0.0001"),
-            (1e100, "1e+100"),
-            (-2.5e-10, "-2.5e-10"),
-            (123_456.789, "123456.789"),
-        ];
-        for (value, text) in cases {
-            assert_eq!(float(value), text);
         }
     }
 
