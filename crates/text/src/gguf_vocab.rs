@@ -4,6 +4,7 @@
 
 use crate::TokenizerError;
 use crate::split::Split;
+use crate::token_bytes::Spelled;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 
@@ -244,20 +245,34 @@ fn mergeable(vocab: &GgufVocab) -> impl Iterator<Item = (usize, &str)> {
     tokens.filter(move |&(id, token)| token.len() <= MAX_PIECE && is_text(id))
 }
 
+/// Every token, as it is spelled.
+pub(crate) fn spelled(vocab: &GgufVocab) -> impl Iterator<Item = (u32, Spelled<'_>)> {
+    (0..).zip(&vocab.tokens).map(|(id, text)| {
+        let kind = vocab
+            .kinds
+            .get(id as usize)
+            .copied()
+            .unwrap_or(TokenKind::Normal);
+        let is_special = matches!(kind, TokenKind::Control | TokenKind::Unknown);
+        let is_added = is_special || kind == TokenKind::UserDefined;
+        (
+            id,
+            Spelled {
+                text,
+                is_added,
+                is_special,
+            },
+        )
+    })
+}
+
 fn added_tokens(vocab: &GgufVocab) -> Vec<Value> {
-    let special = |kind| matches!(kind, TokenKind::Control | TokenKind::Unknown);
-    let added = |kind| special(kind) || kind == TokenKind::UserDefined;
-    vocab
-        .kinds
-        .iter()
-        .zip(&vocab.tokens)
-        .enumerate()
-        .filter(|&(_, (&kind, token))| added(kind) && !token.is_empty())
-        .map(|(id, (&kind, token))| {
-            json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                   "normalized": false, "special": special(kind)})
-        })
-        .collect()
+    let added = spelled(vocab).filter(|(_, token)| token.is_added && !token.text.is_empty());
+    let added = added.map(|(id, token)| {
+        json!({"id": id, "content": token.text, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": token.is_special})
+    });
+    added.collect()
 }
 
 fn post_processor(vocab: &GgufVocab, adds_bos: bool) -> Result<Value, TokenizerError> {
@@ -286,6 +301,7 @@ fn post_processor(vocab: &GgufVocab, adds_bos: bool) -> Result<Value, TokenizerE
 pub(crate) mod tests {
     use super::*;
     use crate::{AddSpecial, SpecialTokens, Tokenizer};
+    use proptest::prelude::*;
 
     /// A sentencepiece vocabulary with the bytes, a few pieces, and `<s>`.
     pub(crate) fn llama() -> GgufVocab {
@@ -330,6 +346,62 @@ pub(crate) mod tests {
         assert_eq!(names("é"), ["<s>", "▁", "<0xC3>", "<0xA9>"]);
         let ids = tokenizer.encode("hello é\n", AddSpecial::Yes).unwrap();
         assert_eq!(tokenizer.decode(&ids, SpecialTokens::Skip), "hello é\n");
+    }
+
+    #[test]
+    fn a_space_goes_before_every_text_between_control_words() {
+        let tokenizer = Tokenizer::from_gguf(&llama()).unwrap();
+        let hello = tokenizer.token_id("▁hello").unwrap();
+        assert_eq!(
+            tokenizer.encode("hello<s>hello", AddSpecial::No).unwrap(),
+            [hello, 1, hello]
+        );
+        let vocab = GgufVocab {
+            add_space_prefix: Some(false),
+            ..llama()
+        };
+        let tokenizer = Tokenizer::from_gguf(&vocab).unwrap();
+        assert_eq!(
+            tokenizer.encode(" hello", AddSpecial::Yes).unwrap(),
+            [1, hello]
+        );
+        assert_eq!(tokenizer.decode(&[1, hello], SpecialTokens::Skip), " hello");
+    }
+
+    #[test]
+    fn of_two_tokens_spelled_alike_both_have_text() {
+        let mut vocab = llama();
+        let twice = vocab.tokens.len() as u32;
+        vocab.tokens.push("▁hello".to_owned());
+        vocab.scores.push(-99.0);
+        vocab.kinds.push(TokenKind::Normal);
+        let tokenizer = Tokenizer::from_gguf(&vocab).unwrap();
+        assert_eq!(tokenizer.vocab_size() as u32, twice + 1);
+        assert_eq!(tokenizer.token_bytes(twice), b" hello");
+        assert!(tokenizer.encode("hello", AddSpecial::No).unwrap()[0] < twice);
+    }
+
+    proptest! {
+        #[test]
+        fn no_vocabulary_ends_the_process(
+            tokens in prop::collection::vec("[ab▁ ]{0,3}|<0x0A>", 0..12), merges in prop::collection::vec("[ab ▁]{0,3} ?[ab]{0,2}", 0..6),
+            scores in prop::collection::vec(prop::num::f32::ANY, 0..12), kinds in prop::collection::vec(0usize..5, 0..12),
+            (is_llama, bos, unknown) in any::<(bool, Option<u8>, Option<u8>)>(), text in "[ab▁ \n]{0,8}",
+        ) {
+            use TokenKind::{Byte, Control, Normal, Unknown, UserDefined};
+            let vocab = GgufVocab {
+                model: if is_llama { VocabModel::Llama } else { VocabModel::Gpt2 },
+                kinds: kinds.iter().map(|&kind| [Normal, Unknown, Control, UserDefined, Byte][kind]).collect(),
+                bos: bos.map(u32::from),
+                unknown: unknown.map(u32::from),
+                tokens, merges, scores,
+                ..GgufVocab::default()
+            };
+            if let Ok(tokenizer) = Tokenizer::from_gguf(&vocab) {
+                let ids = tokenizer.encode(&text, AddSpecial::Yes).unwrap_or_default();
+                tokenizer.decode(&ids, SpecialTokens::Keep);
+            }
+        }
     }
 
     #[test]

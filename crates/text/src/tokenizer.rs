@@ -1,7 +1,7 @@
 //! One tokenizer for all models: Hugging Face's `tokenizers` for text to ids, a table of bytes for ids to text.
 
 use crate::GgufVocab;
-use crate::gguf_vocab::tokenizer_json;
+use crate::gguf_vocab::{spelled, tokenizer_json};
 use crate::token_bytes::{ByteForm, Spelled, TokenBytes, drops_leading_space};
 use crate::whitespace::ShortRuns;
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use tokenizers::{DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorW
 
 /// Text to token ids and back. Immutable; share it behind an `Arc`.
 pub struct Tokenizer {
-    inner: Library,
+    library: Library,
     bytes: TokenBytes,
     leading_space: LeadingSpace,
 }
@@ -63,6 +63,16 @@ enum LeadingSpace {
     Kept,
 }
 
+impl LeadingSpace {
+    fn of(decoder: &Value) -> Self {
+        if drops_leading_space(decoder) {
+            Self::Dropped
+        } else {
+            Self::Kept
+        }
+    }
+}
+
 /// What we read of a `tokenizer.json` ourselves.
 #[derive(Deserialize)]
 struct Definition {
@@ -73,38 +83,31 @@ struct Definition {
 impl Tokenizer {
     /// From the text of a `tokenizer.json`. Truncation and padding in it are training settings and left out.
     pub fn from_json(json: &[u8]) -> Result<Self, TokenizerError> {
-        let Definition { decoder } =
-            serde_json::from_slice(json).map_err(|e| TokenizerError::Library(e.to_string()))?;
+        let Definition { decoder } = serde_json::from_slice(json).map_err(refused)?;
         let form = ByteForm::of(&decoder)?;
-        let leading_space = if drops_leading_space(&decoder) {
-            LeadingSpace::Dropped
-        } else {
-            LeadingSpace::Kept
-        };
-        let mut inner: Library =
-            serde_json::from_slice(json).map_err(|e| TokenizerError::Library(e.to_string()))?;
-        inner
-            .with_truncation(None)
-            .map_err(|e| TokenizerError::Library(e.to_string()))?;
-        inner.with_padding(None);
+        let library = library(json)?;
         Ok(Self {
-            bytes: token_bytes(&inner, form)?,
-            inner,
-            leading_space,
+            bytes: token_bytes(&library, form)?,
+            library,
+            leading_space: LeadingSpace::of(&decoder),
         })
     }
 
     /// From the vocabulary in a GGUF file's metadata.
     pub fn from_gguf(vocab: &GgufVocab) -> Result<Self, TokenizerError> {
-        Self::from_json(tokenizer_json(vocab)?.to_string().as_bytes())
+        let definition = tokenizer_json(vocab)?;
+        Ok(Self {
+            // Of two tokens spelled alike the library knows one; a model may say either.
+            bytes: TokenBytes::new(ByteForm::of(&definition["decoder"])?, spelled(vocab))?,
+            library: library(definition.to_string().as_bytes())?,
+            leading_space: LeadingSpace::of(&definition["decoder"]),
+        })
     }
 
     /// Token ids of a text. Special tokens written in the text become their ids.
     pub fn encode(&self, text: &str, add: AddSpecial) -> Result<Vec<u32>, TokenizerError> {
-        let encoded = self.inner.encode_fast(text, add == AddSpecial::Yes);
-        encoded
-            .map(|e| e.get_ids().to_vec())
-            .map_err(|e| TokenizerError::Library(e.to_string()))
+        let encoded = self.library.encode_fast(text, add == AddSpecial::Yes);
+        Ok(encoded.map_err(refused)?.get_ids().to_vec())
     }
 
     /// The text of a whole sequence; bytes that are no UTF-8 become U+FFFD. Unknown ids are nothing.
@@ -138,12 +141,12 @@ impl Tokenizer {
 
     /// The id of a token written out, such as `<|im_end|>`.
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
+        self.library.token_to_id(token)
     }
 
     /// The token as the vocabulary spells it.
     pub fn token_name(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
+        self.library.id_to_token(id)
     }
 
     /// Ids are below this.
@@ -152,11 +155,22 @@ impl Tokenizer {
     }
 }
 
-fn token_bytes(inner: &Library, form: ByteForm) -> Result<TokenBytes, TokenizerError> {
-    let vocab = inner.get_vocab(true);
-    let added = inner.get_added_tokens_decoder();
-    let tokens = vocab.iter().filter(|(_, id)| !added.contains_key(id));
-    let tokens = tokens.map(|(text, &id)| {
+fn library(json: &[u8]) -> Result<Library, TokenizerError> {
+    let mut library: Library = serde_json::from_slice(json).map_err(refused)?;
+    library.with_truncation(None).map_err(refused)?;
+    library.with_padding(None);
+    Ok(library)
+}
+
+fn refused(error: impl std::fmt::Display) -> TokenizerError {
+    TokenizerError::Library(error.to_string())
+}
+
+fn token_bytes(library: &Library, form: ByteForm) -> Result<TokenBytes, TokenizerError> {
+    let vocab = library.get_vocab(true);
+    let added = library.get_added_tokens_decoder();
+    let plain = vocab.iter().filter(|(_, id)| !added.contains_key(id));
+    let plain = plain.map(|(text, &id)| {
         (
             id,
             Spelled {
@@ -176,7 +190,7 @@ fn token_bytes(inner: &Library, form: ByteForm) -> Result<TokenBytes, TokenizerE
             },
         )
     });
-    TokenBytes::new(form, tokens.chain(added))
+    TokenBytes::new(form, plain.chain(added))
 }
 
 #[cfg(test)]
@@ -187,6 +201,10 @@ pub(crate) mod tests {
 
     /// A byte-level tokenizer of 256 single bytes, two merges, one special and one plain added token.
     pub(crate) fn byte_level() -> Tokenizer {
+        Tokenizer::from_json(&byte_level_json()).unwrap()
+    }
+
+    fn byte_level_json() -> Vec<u8> {
         let char_of = |b: u8| {
             (0..0x200)
                 .filter_map(char::from_u32)
@@ -210,7 +228,24 @@ pub(crate) mod tests {
             "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
                       "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
                       "vocab": vocab, "merges": [["h", "e"], ["he", "l"]]}});
-        Tokenizer::from_json(json.to_string().as_bytes()).unwrap()
+        json.to_string().into_bytes()
+    }
+
+    #[test]
+    fn one_tokenizer_serves_many_threads() {
+        fn is_shared<T: Send + Sync>() {}
+        is_shared::<Tokenizer>();
+    }
+
+    #[test]
+    fn training_settings_neither_cut_nor_pad() {
+        let mut definition: Value = serde_json::from_slice(&byte_level_json()).unwrap();
+        definition["truncation"] =
+            json!({"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0});
+        definition["padding"] = json!({"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "!"});
+        let tokenizer = Tokenizer::from_json(definition.to_string().as_bytes()).unwrap();
+        assert_eq!(tokenizer.encode("abcde", AddSpecial::Yes).unwrap().len(), 5);
     }
 
     #[test]
