@@ -9,3 +9,4 @@ mod handover;
 mod random;
 mod scenarios;
 mod support;
+mod transcript;
