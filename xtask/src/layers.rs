@@ -29,12 +29,21 @@ const FLOORS: &[(&str, u8)] = &[
 
 /// Edges inside a floor, each with its reason.
 const SAME_FLOOR: &[(&str, &str)] = &[
-    ("baton-model", "baton-graph"),       // a model is a graph
-    ("baton-runner", "baton-pjrt"),       // the runner is a graph on PJRT
-    ("baton-runner", "baton-checkpoint"), // it loads weights as the checkpoint gives them
+    ("baton-model", "baton-graph"), // a model is a graph
+    ("baton-runner", "baton-pjrt"), // the runner is a graph on PJRT
 ];
 
-const EFFECTS: &[&str] = &["tokio", "hyper", "axum", "reqwest", "tracing", "rand", "getrandom", "libloading", "socket2"];
+const EFFECTS: &[&str] = &[
+    "tokio",
+    "hyper",
+    "axum",
+    "reqwest",
+    "tracing",
+    "rand",
+    "getrandom",
+    "libloading",
+    "socket2",
+];
 
 /// Crates that must not be reached by ordinary dependencies, however indirectly.
 const FORBIDDEN: &[(&str, &[&str])] = &[
@@ -45,9 +54,26 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("baton-engine", EFFECTS),
     ("baton-scheduler", EFFECTS),
     // tokenizers brings rand and getrandom for training, which we do not call.
-    ("baton-text", &["tokio", "hyper", "axum", "reqwest", "tracing", "libloading", "socket2"]),
-    ("baton-server", &["baton-pjrt", "baton-runner", "libloading"]),
-    ("baton-gateway", &["baton-pjrt", "baton-engine", "baton-text", "kube"]),
+    (
+        "baton-text",
+        &[
+            "tokio",
+            "hyper",
+            "axum",
+            "reqwest",
+            "tracing",
+            "libloading",
+            "socket2",
+        ],
+    ),
+    (
+        "baton-server",
+        &["baton-pjrt", "baton-runner", "libloading"],
+    ),
+    (
+        "baton-gateway",
+        &["baton-pjrt", "baton-engine", "baton-text", "kube"],
+    ),
     ("baton-runner", &["tokio", "hyper"]),
 ];
 
@@ -55,9 +81,16 @@ type Edges = BTreeMap<String, BTreeSet<String>>;
 
 /// Reads the workspace's dependencies and returns one line for each that breaks a rule.
 pub(crate) fn check() -> anyhow::Result<Vec<String>> {
-    let out = Command::new("cargo").args(["metadata", "--format-version", "1", "--locked"]).output()?;
-    anyhow::ensure!(out.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&out.stderr));
-    let edges = edges(&serde_json::from_slice(&out.stdout)?).context("unexpected form of cargo metadata")?;
+    let out = Command::new("cargo")
+        .args(["metadata", "--format-version", "1", "--locked"])
+        .output()?;
+    anyhow::ensure!(
+        out.status.success(),
+        "cargo metadata: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    let edges = edges(&serde_json::from_slice(&out.stdout)?)
+        .context("unexpected form of cargo metadata")?;
     Ok(complaints(&edges))
 }
 
@@ -70,7 +103,9 @@ fn edges(metadata: &Value) -> Option<Edges> {
         .collect::<Option<_>>()?;
     let mut edges = Edges::new();
     for node in metadata["resolve"]["nodes"].as_array()? {
-        let from = edges.entry((*names.get(node["id"].as_str()?)?).to_owned()).or_default();
+        let from = edges
+            .entry((*names.get(node["id"].as_str()?)?).to_owned())
+            .or_default();
         for dep in node["deps"].as_array()? {
             let kinds = dep["dep_kinds"].as_array()?;
             if kinds.iter().any(|k| k["kind"].as_str() != Some("dev")) {
@@ -87,21 +122,28 @@ fn complaints(edges: &Edges) -> Vec<String> {
     let mut out = Vec::new();
     for (from, deps) in edges.iter().filter(|(name, _)| ours(name)) {
         let Some(&floor) = floors.get(from.as_str()) else {
-            out.push(format!("{from} stands on no floor: add it to xtask/src/layers.rs and ARCHITECTURE.md"));
+            out.push(format!(
+                "{from} stands on no floor: add it to xtask/src/layers.rs and ARCHITECTURE.md"
+            ));
             continue;
         };
         for to in deps.iter().filter(|name| ours(name)) {
             let allowed = floors.get(to.as_str()).is_some_and(|&below| below < floor)
                 || SAME_FLOOR.contains(&(from.as_str(), to.as_str()));
             if !allowed {
-                out.push(format!("{from} depends on {to}, which does not lie below it"));
+                out.push(format!(
+                    "{from} depends on {to}, which does not lie below it"
+                ));
             }
         }
     }
     for (from, forbidden) in FORBIDDEN {
         let reached = reachable(edges, from);
         out.extend(
-            forbidden.iter().filter(|to| reached.contains(**to)).map(|to| format!("{from} reaches {to}, which it must not")),
+            forbidden
+                .iter()
+                .filter(|to| reached.contains(**to))
+                .map(|to| format!("{from} reaches {to}, which it must not")),
         );
     }
     out
@@ -128,36 +170,57 @@ mod tests {
         let mut edges = Edges::new();
         for (from, to) in pairs {
             edges.entry((*to).to_owned()).or_default();
-            edges.entry((*from).to_owned()).or_default().insert((*to).to_owned());
+            edges
+                .entry((*from).to_owned())
+                .or_default()
+                .insert((*to).to_owned());
         }
         edges
     }
 
     #[test]
     fn a_downward_edge_is_fine() {
-        assert!(complaints(&graph(&[("baton-server", "baton-engine"), ("baton-engine", "baton-kv")])).is_empty());
+        assert!(
+            complaints(&graph(&[
+                ("baton-server", "baton-engine"),
+                ("baton-engine", "baton-kv")
+            ]))
+            .is_empty()
+        );
     }
 
     #[test]
     fn an_upward_edge_is_refused() {
         let found = complaints(&graph(&[("baton-engine", "baton-server")]));
-        assert_eq!(found, ["baton-engine depends on baton-server, which does not lie below it"]);
+        assert_eq!(
+            found,
+            ["baton-engine depends on baton-server, which does not lie below it"]
+        );
     }
 
     #[test]
     fn services_may_not_depend_on_each_other() {
-        assert_eq!(complaints(&graph(&[("baton-gateway", "baton-server")])).len(), 1);
+        assert_eq!(
+            complaints(&graph(&[("baton-gateway", "baton-server")])).len(),
+            1
+        );
     }
 
     #[test]
     fn a_forbidden_crate_is_found_behind_another() {
-        let found = complaints(&graph(&[("baton-engine", "innocent"), ("innocent", "tokio")]));
+        let found = complaints(&graph(&[
+            ("baton-engine", "innocent"),
+            ("innocent", "tokio"),
+        ]));
         assert_eq!(found, ["baton-engine reaches tokio, which it must not"]);
     }
 
     #[test]
     fn an_unknown_crate_must_be_given_a_floor() {
-        assert!(complaints(&graph(&[("baton-new", "serde")]))[0].starts_with("baton-new stands on no floor"));
+        assert!(
+            complaints(&graph(&[("baton-new", "serde")]))[0]
+                .starts_with("baton-new stands on no floor")
+        );
     }
 
     #[test]

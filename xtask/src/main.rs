@@ -1,6 +1,9 @@
 //! Checks on the shape of the repo that the compiler does not make: `cargo xtask layers` and `cargo xtask tidy`.
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, reason = "a command-line tool reports on standard output")]
+#![expect(
+    clippy::print_stdout,
+    reason = "a command-line tool reports on standard output"
+)]
 
 mod layers;
 mod tidy;
@@ -16,5 +19,9 @@ fn main() -> anyhow::Result<ExitCode> {
     for complaint in &complaints {
         println!("{complaint}");
     }
-    Ok(if complaints.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if complaints.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

@@ -6,26 +6,52 @@ use std::path::{Path, PathBuf};
 /// The one crate with unsafe code.
 const UNSAFE_CRATES: &[&str] = &["pjrt"];
 /// Crates that take time, randomness and files as arguments.
-const PURE_CRATES: &[&str] = &["kv", "openai", "graph", "model", "text", "engine", "scheduler"];
+const PURE_CRATES: &[&str] = &[
+    "kv",
+    "openai",
+    "graph",
+    "model",
+    "text",
+    "engine",
+    "scheduler",
+];
 /// What a pure crate does not say outside its tests.
-const EFFECT_WORDS: &[&str] = &["std::fs", "std::net", "Instant::now", "SystemTime::now", "std::env", "thread::spawn", "thread::sleep"];
+const EFFECT_WORDS: &[&str] = &[
+    "std::fs",
+    "std::net",
+    "Instant::now",
+    "SystemTime::now",
+    "std::env",
+    "thread::spawn",
+    "thread::sleep",
+];
 /// Lines of a file, tests included.
 const MAX_LINES: usize = 800;
 
 /// Returns one line for each rule broken.
 pub(crate) fn check() -> anyhow::Result<Vec<String>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the workspace")?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("xtask lies in the workspace")?;
     let architecture = std::fs::read_to_string(root.join("ARCHITECTURE.md"))?;
     let mut out = Vec::new();
     for entry in std::fs::read_dir(root.join("crates"))? {
         let folder = entry?.path();
-        let name = folder.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+        let name = folder
+            .file_name()
+            .and_then(|n| n.to_str())
+            .unwrap_or_default()
+            .to_owned();
         if !architecture.contains(&format!("`{name}`")) {
             out.push(format!("crates/{name} has no line in ARCHITECTURE.md"));
         }
         for file in rust_files(&folder)? {
             let text = std::fs::read_to_string(&file)?;
-            let place = file.strip_prefix(root).unwrap_or(&file).display().to_string();
+            let place = file
+                .strip_prefix(root)
+                .unwrap_or(&file)
+                .display()
+                .to_string();
             out.extend(complaints(&name, &place, &text));
         }
     }
@@ -36,14 +62,22 @@ pub(crate) fn check() -> anyhow::Result<Vec<String>> {
 fn complaints(crate_name: &str, place: &str, text: &str) -> Vec<String> {
     let mut out = Vec::new();
     let is_root = place.ends_with("src/lib.rs") || place.ends_with("src/main.rs");
-    if is_root && !UNSAFE_CRATES.contains(&crate_name) && !text.contains("#![forbid(unsafe_code)]") {
-        out.push(format!("{place}: a crate root says #![forbid(unsafe_code)]"));
+    if is_root && !UNSAFE_CRATES.contains(&crate_name) && !text.contains("#![forbid(unsafe_code)]")
+    {
+        out.push(format!(
+            "{place}: a crate root says #![forbid(unsafe_code)]"
+        ));
     }
     if text.lines().count() > MAX_LINES {
-        out.push(format!("{place}: {} lines, more than {MAX_LINES}", text.lines().count()));
+        out.push(format!(
+            "{place}: {} lines, more than {MAX_LINES}",
+            text.lines().count()
+        ));
     }
     if place.contains("/src/") && !text.starts_with("//!") {
-        out.push(format!("{place}: a module begins with //! and says what it is"));
+        out.push(format!(
+            "{place}: a module begins with //! and says what it is"
+        ));
     }
     if place.contains("/src/") && PURE_CRATES.contains(&crate_name) {
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
@@ -72,15 +106,39 @@ mod tests {
 
     #[test]
     fn a_clean_root_passes() {
-        assert!(complaints("engine", "crates/engine/src/lib.rs", "//! x\n#![forbid(unsafe_code)]\n").is_empty());
+        assert!(
+            complaints(
+                "engine",
+                "crates/engine/src/lib.rs",
+                "//! x\n#![forbid(unsafe_code)]\n"
+            )
+            .is_empty()
+        );
     }
 
     #[test]
     fn each_rule_can_be_broken() {
-        assert_eq!(complaints("server", "crates/server/src/lib.rs", "//! x\n").len(), 1);
-        assert_eq!(complaints("engine", "crates/engine/src/a.rs", "//! x\nuse std::fs;\n").len(), 1);
-        assert_eq!(complaints("engine", "crates/engine/src/a.rs", "use x;\n").len(), 1);
-        assert_eq!(complaints("server", "crates/server/src/a.rs", &format!("//! x\n{}", "\n".repeat(900))).len(), 1);
+        assert_eq!(
+            complaints("server", "crates/server/src/lib.rs", "//! x\n").len(),
+            1
+        );
+        assert_eq!(
+            complaints("engine", "crates/engine/src/a.rs", "//! x\nuse std::fs;\n").len(),
+            1
+        );
+        assert_eq!(
+            complaints("engine", "crates/engine/src/a.rs", "use x;\n").len(),
+            1
+        );
+        assert_eq!(
+            complaints(
+                "server",
+                "crates/server/src/a.rs",
+                &format!("//! x\n{}", "\n".repeat(900))
+            )
+            .len(),
+            1
+        );
     }
 
     #[test]
