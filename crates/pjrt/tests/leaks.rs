@@ -68,11 +68,15 @@ fn dear_round() -> Result<()> {
 fn nothing_is_left_behind() {
     let (client, devices) = client(1);
     let bump = client.compile(BUMP, &CompileOptions::default()).unwrap();
+    // What is lost in every round shows in every stretch of rounds; the allocator's own play does not.
     let grown = |rounds: usize, round: &dyn Fn() -> Result<()>| {
         (0..rounds / 4).for_each(|_| round().unwrap());
-        let before = resident();
-        (0..rounds).for_each(|_| round().unwrap());
-        resident().saturating_sub(before)
+        let stretch = |_| {
+            let before = resident();
+            (0..rounds).for_each(|_| round().unwrap());
+            resident().saturating_sub(before)
+        };
+        (0..3).map(stretch).min().unwrap_or_default()
     };
     let arrays = grown(200, &|| round(&client, &devices[0], &bump));
     let programs = grown(40, &dear_round);

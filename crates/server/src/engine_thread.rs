@@ -85,6 +85,8 @@ struct Open {
     updates: mpsc::Sender<Update>,
     ending: Ending,
     books: Books,
+    /// When KV was asked for.
+    asked: Option<Instant>,
 }
 
 struct Driver {
@@ -127,6 +129,11 @@ impl Driver {
             Command::KvArrived(seq, pulled) => {
                 self.engine
                     .kv_arrived(seq, pulled.first_block, pulled.data())?;
+                let asked = self.open.get_mut(&seq).and_then(|s| s.asked.take());
+                if let Some(asked) = asked {
+                    let took = asked.elapsed().as_secs_f64();
+                    self.metrics.times.transfer.observe(took);
+                }
             }
             Command::KvFailed(seq) => self.engine.kv_failed(seq),
             Command::Wake => {}
@@ -165,6 +172,7 @@ impl Driver {
                     updates,
                     ending,
                     books,
+                    asked: None,
                 },
             );
         }
@@ -224,10 +232,10 @@ impl Driver {
                         first_block,
                         n_blocks,
                     };
-                    let told = self
-                        .open
-                        .get(&seq)
-                        .is_some_and(|s| s.updates.try_send(update).is_ok());
+                    let told = self.open.get_mut(&seq).is_some_and(|s| {
+                        s.asked = Some(now);
+                        s.updates.try_send(update).is_ok()
+                    });
                     if !told {
                         self.engine.kv_failed(seq);
                     }

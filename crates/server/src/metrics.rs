@@ -23,6 +23,9 @@ const PER_REQUEST: &[f64] = &[
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
     480.0, 960.0, 1920.0, 7680.0,
 ];
+const PER_TRANSFER: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
 const PER_STEP: &[f64] = &[
     1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0,
 ];
@@ -113,6 +116,8 @@ pub(crate) struct TimeSeries {
     pub(crate) queue: Histogram,
     pub(crate) prefill: Histogram,
     pub(crate) decode: Histogram,
+    /// From asking for KV to having it in the blocks.
+    pub(crate) transfer: Histogram,
 }
 
 impl Metrics {
@@ -212,6 +217,7 @@ impl TimeSeries {
             queue: s.histogram("vllm:request_queue_time_seconds", "From arrival to the engine.", PER_REQUEST),
             prefill: s.histogram("vllm:request_prefill_time_seconds", "From the engine to the first token.", PER_REQUEST),
             decode: s.histogram("vllm:request_decode_time_seconds", "From the first token to the last.", PER_REQUEST),
+            transfer: s.histogram("kvx_transfer_seconds", "From asking for KV to having it in the blocks.", PER_TRANSFER),
         }
     }
 }
