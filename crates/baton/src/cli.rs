@@ -111,9 +111,6 @@ pub(crate) struct Serve {
     /// Usage tells how much of the prompt was cached.
     #[arg(long)]
     pub enable_prompt_tokens_details: bool,
-    /// Seed of requests that give none. Default: a fresh one each start.
-    #[arg(long)]
-    pub seed: Option<u64>,
 
     /// Port on which a prefill server hands KV over; 0 takes a free one.
     #[arg(long, default_value_t = 0)]
