@@ -1,4 +1,9 @@
 //! Real files: the tiny models of tests/fixtures, and SmolLM2 where `BATON_SMOLLM2` says it lies.
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "tests fail by panicking, and so do their helpers"
+)]
 
 use baton_checkpoint::{Checkpoint, CheckpointError, hub_snapshot};
 use baton_kv::DType;

@@ -312,6 +312,8 @@ impl Shared {
                 dt: layout.dtype.name().into(),
                 fp: Fingerprint(self.terms.fingerprint),
                 ttl_ms: u32::try_from(self.cfg.lease_ttl.as_millis()).unwrap_or(u32::MAX),
+                // Whoever publishes knows the prompt.
+                ph: None,
             }),
         })
     }

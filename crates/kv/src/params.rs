@@ -5,6 +5,7 @@
 //! point: the numbers are handles, and a handle that is off by one is another request's KV.
 //! Not here: what a lease is, and how its bytes travel.
 
+use sha2::{Digest as _, Sha256};
 use std::fmt;
 
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
@@ -64,6 +65,9 @@ pub struct Kvx {
     pub fp: Fingerprint,
     /// Life of the lease without heartbeats, in milliseconds.
     pub ttl_ms: u32,
+    /// Which prompt the KV was computed from, as [`Fingerprint::of_tokens`] tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ph: Option<Fingerprint>,
 }
 
 /// A capability for one lease: 16 bytes of nonce, 16 of authentication code; base64url without padding in JSON.
@@ -97,6 +101,21 @@ impl<'de> Deserialize<'de> for LeaseToken {
 /// Tells models and cache shapes apart; 16 hexadecimal digits in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub u64);
+
+impl Fingerprint {
+    /// Of token ids: the first eight bytes of the SHA-256 over them, little-endian. Keeps KV from being used with another
+    /// prompt by mistake.
+    pub fn of_tokens(tokens: &[u32]) -> Self {
+        let mut sha = Sha256::new();
+        for token in tokens {
+            sha.update(token.to_le_bytes());
+        }
+        let digest: [u8; 32] = sha.finalize().into();
+        let mut first = [0; 8];
+        first.copy_from_slice(&digest[..8]);
+        Self(u64::from_be_bytes(first))
+    }
+}
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -375,6 +394,7 @@ mod tests {
                 dt: "bf16".into(),
                 fp: Fingerprint(0x00ab_cdef_0123_4567),
                 ttl_ms: 15_000,
+                ph: Some(Fingerprint::of_tokens(&[1, 2, 3])),
             }),
         }
     }

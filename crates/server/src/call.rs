@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use baton_engine::{AdmitError, FinishReason, Sampled, SeqId};
-use baton_kv::KvTransferParams;
+use baton_kv::{Fingerprint, KvTransferParams};
 use baton_kv_transfer::{Export, Held, KvClient, KvServer, PullGuard, Pulled, TransferError};
 use baton_openai::ApiError;
 use tokio::sync::mpsc;
@@ -44,6 +44,7 @@ pub(crate) enum Handing {
     /// Hands the prompt's KV over when it is there.
     Out {
         server: Arc<KvServer>,
+        prompt: Fingerprint,
         params: Option<KvTransferParams>,
     },
     /// Takes the prompt's KV over.
@@ -175,11 +176,21 @@ impl Drop for Call {
 
 impl Handing {
     fn publish(&mut self, export: Export) {
-        let Self::Out { server, params } = self else {
+        let Self::Out {
+            server,
+            prompt,
+            params,
+        } = self
+        else {
             return;
         };
         match server.publish(export) {
-            Ok(published) => *params = Some(published),
+            Ok(mut published) => {
+                if let Some(kvx) = &mut published.kvx {
+                    kvx.ph = Some(*prompt);
+                }
+                *params = Some(published);
+            }
             // The other side computes the prompt itself then.
             Err(error) => tracing::debug!(%error, "nothing handed over"),
         }
@@ -208,20 +219,22 @@ impl Handing {
 impl Incoming {
     /// Takes hold of the KV that `params` names, so that it stays while the request waits; `None` if it can't be had.
     ///
-    /// KV of another number of tokens is another prompt's, whoever mixed them up.
+    /// KV of other tokens is another prompt's, whoever mixed them up.
     pub(crate) fn hold(
         client: &Arc<KvClient>,
         params: KvTransferParams,
-        n_prompt: usize,
+        prompt: &[u32],
     ) -> Option<Self> {
+        let theirs = params.kvx.as_ref().and_then(|kvx| kvx.ph);
         let held = match client.hold(&params) {
-            Ok(held) if held.n_tokens() as usize == n_prompt => held,
-            Ok(held) => {
-                tracing::warn!(
-                    theirs = held.n_tokens(),
-                    ours = n_prompt,
-                    "KV is of another prompt; computing"
-                );
+            Ok(held)
+                if held.n_tokens() as usize == prompt.len()
+                    && theirs == Some(Fingerprint::of_tokens(prompt)) =>
+            {
+                held
+            }
+            Ok(_) => {
+                tracing::warn!("KV is of another prompt; computing");
                 return None;
             }
             Err(error) => {

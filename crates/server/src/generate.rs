@@ -7,7 +7,7 @@ use std::time::Instant;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use baton_engine::{Handover, Limits, NewSequence, Sampling};
-use baton_kv::{KvTransferParams, KvTransferRequest};
+use baton_kv::{Fingerprint, KvTransferParams, KvTransferRequest};
 use baton_openai::{ApiError, ChatCompletionRequest, CompletionRequest};
 use http::HeaderMap;
 use tokio::sync::mpsc;
@@ -175,6 +175,7 @@ impl Job {
             KvTransferRequest::Produce => match &app.kv_server {
                 Some(server) if app.config.role.exports() => Handing::Out {
                     server: Arc::clone(server),
+                    prompt: Fingerprint::of_tokens(self.first_prompt()),
                     params: None,
                 },
                 _ => Handing::Keep,
@@ -203,10 +204,14 @@ impl Job {
         }
     }
 
+    fn first_prompt(&self) -> &[u32] {
+        self.prompts.first().map_or(&[], |prompt| &prompt.ids)
+    }
+
     fn take_over(&self, app: &App, params: KvTransferParams) -> Handing {
         let client = app.kv_client.as_ref().filter(|_| app.config.role.imports());
-        let n_prompt = self.prompts.first().map_or(0, |prompt| prompt.ids.len());
-        let incoming = client.and_then(|client| Incoming::hold(client, params, n_prompt));
+        let incoming =
+            client.and_then(|client| Incoming::hold(client, params, self.first_prompt()));
         incoming.map_or(Handing::Keep, Handing::In)
     }
 

@@ -216,14 +216,18 @@ async fn parameters_that_lead_nowhere_cost_time_and_nothing_else() {
         assert_eq!(texts(&answer), expect, "{params}");
         assert!(answer["kv_transfer_params"].is_null(), "{params}");
     }
-    // The right parameters for another prompt.
-    let other = json!({"prompt": format!("{}, no", prompt(8)), "max_tokens": 20, "temperature": 0});
-    let expect = texts(&fleet.alone.post(COMPLETIONS, other.clone()).await.json());
-    let mut mixed_up = other;
-    mixed_up["kv_transfer_params"] = good.clone();
-    let answer = fleet.decode.post(COMPLETIONS, mixed_up).await.json();
-    assert_eq!(texts(&answer), expect);
-    assert!(answer["kv_transfer_params"].is_null());
+    // The right parameters for another prompt, longer or just as long.
+    let longer = format!("{}, no", prompt(8));
+    let as_long = format!("X{}", &prompt(8)[1..]);
+    for other in [longer, as_long] {
+        let other = json!({"prompt": other, "max_tokens": 20, "temperature": 0});
+        let expect = texts(&fleet.alone.post(COMPLETIONS, other.clone()).await.json());
+        let mut mixed_up = other;
+        mixed_up["kv_transfer_params"] = good.clone();
+        let answer = fleet.decode.post(COMPLETIONS, mixed_up).await.json();
+        assert_eq!(texts(&answer), expect);
+        assert!(answer["kv_transfer_params"].is_null());
+    }
     fleet
         .decode
         .until("vllm:kv_cache_usage_perc", |n| n == 0.0)
