@@ -18,6 +18,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("baton-pjrt", 2),
     ("baton-checkpoint", 2),
     ("baton-runner", 2),
+    ("baton-cpu", 2),
     ("baton-kv-transfer", 2),
     ("baton-http", 2),
     ("baton-sim", 2),

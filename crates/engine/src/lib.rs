@@ -6,6 +6,7 @@
 
 mod block_pool;
 mod engine;
+mod logprobs;
 mod runner;
 mod sampling;
 mod sequence;

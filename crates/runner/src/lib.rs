@@ -8,7 +8,6 @@
 mod compile;
 mod error;
 mod launch;
-mod logprobs;
 mod options;
 mod program_cache;
 mod runner;

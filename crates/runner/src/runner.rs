@@ -3,11 +3,10 @@
 use crate::OpenError;
 use crate::compile::{Loaded, compile_all, zeros};
 use crate::launch::{Launch, Plan, check, pack};
-use crate::logprobs::logprobs;
 use crate::options::{Options, element, lower_all};
 use crate::transfer::{cut, pad, unpad};
 use crate::weights::{self, LoadWeight};
-use baton_engine::{Batch, Runner, RunnerError, RunnerSpec, Sampled, StepOutput};
+use baton_engine::{Batch, Runner, RunnerError, RunnerSpec, Sampled, StepOutput, TokenLogprobs};
 use baton_kv::BlockId;
 use baton_model::{Config, Ladder, Program};
 use baton_pjrt::{Arg, Buffer, Client, Device, Plugin};
@@ -189,7 +188,11 @@ impl PjrtRunner {
                     .chunks_exact(4)
                     .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
                     .collect();
-                sampled.logprobs = Some(Box::new(logprobs(&logits, sampled.token, n as usize)));
+                sampled.logprobs = Some(Box::new(TokenLogprobs::of(
+                    &logits,
+                    sampled.token,
+                    n as usize,
+                )));
             }
         }
         Ok(())

@@ -1,0 +1,4 @@
+//! The model's graph run by kernels of our own on the CPU: its runner is an [`baton_engine::Runner`] without plugin
+//! and without compilation.
+
+mod sample;
