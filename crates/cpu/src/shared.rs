@@ -1,0 +1,103 @@
+//! Memory that the members of a team write together, each its own part.
+#![expect(
+    unsafe_code,
+    reason = "columns of one row go to different threads, which slices cannot say"
+)]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ops::Range;
+use std::ptr::NonNull;
+
+/// Alignment in bytes: a cache line, and the widest register.
+const ALIGN: usize = 64;
+
+/// Numbers for which zero bytes mean zero.
+pub(crate) trait Plain: Copy + Send + Sync + 'static {}
+
+impl Plain for f32 {}
+impl Plain for u16 {}
+impl Plain for u32 {}
+impl Plain for u8 {}
+impl Plain for i8 {}
+
+/// A fixed number of elements, zero at first. Pages that nobody wrote take no memory.
+pub(crate) struct Shared<T> {
+    start: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: it owns plain numbers; who reads and writes which of them when is the callers' promise.
+unsafe impl<T: Plain> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Plain> Sync for Shared<T> {}
+
+impl<T: Plain> Shared<T> {
+    /// So many zeros.
+    pub(crate) fn zeroed(len: usize) -> Self {
+        let layout = Self::layout(len);
+        if layout.size() == 0 {
+            return Self {
+                start: NonNull::dangling(),
+                len,
+            };
+        }
+        // SAFETY: the size is not zero.
+        let start = unsafe { alloc_zeroed(layout) };
+        let Some(start) = NonNull::new(start.cast()) else {
+            handle_alloc_error(layout)
+        };
+        Self { start, len }
+    }
+
+    /// Number of elements.
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Reads a part.
+    ///
+    /// # Safety
+    /// Nobody writes any of it as long as the slice lives.
+    #[inline(always)]
+    pub(crate) unsafe fn get(&self, range: Range<usize>) -> &[T] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: in bounds and initialized; the rest is the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(range.start), range.len()) }
+    }
+
+    /// Writes a part.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes any of it as long as the slice lives.
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "the caller promises that parts differ")]
+    pub(crate) unsafe fn get_mut(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: in bounds and initialized; the rest is the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(range.start), range.len()) }
+    }
+
+    /// All of it, for whoever has it alone.
+    pub(crate) fn all(&mut self) -> &mut [T] {
+        // SAFETY: `&mut self` means that nobody else has a part.
+        unsafe { self.get_mut(0..self.len) }
+    }
+
+    fn layout(len: usize) -> Layout {
+        len.checked_mul(size_of::<T>())
+            .and_then(|bytes| Layout::from_size_align(bytes, ALIGN.max(align_of::<T>())).ok())
+            .expect("buffers are far smaller than the address space")
+    }
+}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        let layout = Layout::from_size_align(self.len * size_of::<T>(), ALIGN.max(align_of::<T>()));
+        if let Ok(layout) = layout
+            && layout.size() > 0
+        {
+            // SAFETY: allocated with this layout.
+            unsafe { dealloc(self.start.as_ptr().cast(), layout) };
+        }
+    }
+}
