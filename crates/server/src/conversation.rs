@@ -3,34 +3,25 @@
 use baton_openai::{ApiError, ChatFields, Content, ContentPart, Message};
 use baton_text::{ChatInput, ChatTemplate, Ending, TemplateError};
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use crate::clock;
+use crate::{clock, rejection};
 
 /// The role that answers.
 const ASSISTANT: &str = "assistant";
-
-/// How a rendered conversation ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Close {
-    /// As the template ends it.
-    Template(Ending),
-    /// Right after the last message's text, which is to be continued.
-    Open,
-}
 
 /// What the two flags of a request mean together.
 pub(crate) fn ending(
     add_generation_prompt: Option<bool>,
     continue_final_message: bool,
-) -> Result<Close, ApiError> {
+) -> Result<Ending, ApiError> {
     match (add_generation_prompt, continue_final_message) {
         (Some(true), true) => Err(ApiError::bad_request(
             "Cannot set both `continue_final_message` and `add_generation_prompt` to True.",
         )),
-        (_, true) => Ok(Close::Open),
-        (Some(false), false) => Ok(Close::Template(Ending::AfterLastMessage)),
-        (_, false) => Ok(Close::Template(Ending::GenerationPrompt)),
+        (_, true) => Ok(Ending::WithinLastMessage),
+        (Some(false), false) => Ok(Ending::AfterLastMessage),
+        (_, false) => Ok(Ending::GenerationPrompt),
     }
 }
 
@@ -40,7 +31,7 @@ pub(crate) fn echoed_turn(fields: &ChatFields) -> Option<String> {
         .messages
         .last()
         .filter(|last| fields.echo && last.role == ASSISTANT)?;
-    text_of(last, "").ok().filter(|text| !text.is_empty())
+    text_of(last).filter(|text| !text.is_empty())
 }
 
 /// A conversation in the form that templates know.
@@ -49,14 +40,13 @@ pub(crate) struct Conversation {
     messages: Value,
     tools: Value,
     kwargs: Value,
-    close: Close,
-    last_text: String,
+    ending: Ending,
 }
 
 impl Conversation {
     /// The conversation of a chat request to the model of this name.
     pub(crate) fn of_request(fields: &ChatFields, model: &str) -> Result<Self, ApiError> {
-        let close = ending(fields.add_generation_prompt, fields.continue_final_message)?;
+        let ending = ending(fields.add_generation_prompt, fields.continue_final_message)?;
         Ok(Self {
             // Tools come this far only if none may be called; templates may mention them all the same.
             tools: object("tools", fields.tools.as_deref())?,
@@ -64,37 +54,32 @@ impl Conversation {
                 "chat_template_kwargs",
                 fields.chat_template_kwargs.as_deref(),
             )?,
-            ..Self::new(&fields.messages, close, model)?
+            ..Self::new(&fields.messages, ending, model)?
         })
     }
 
     /// Messages without tools.
-    pub(crate) fn new(messages: &[Message], close: Close, model: &str) -> Result<Self, ApiError> {
+    pub(crate) fn new(messages: &[Message], ending: Ending, model: &str) -> Result<Self, ApiError> {
         if messages.is_empty() {
             return Err(ApiError::bad_request(
                 "Cannot apply chat template to an empty conversation. Provide at least one message.",
             ));
         }
-        let last_text = messages
-            .last()
-            .map_or(Ok(String::new()), |last| text_of(last, model))?;
         let messages = messages.iter().map(|message| message_value(message, model));
         Ok(Self {
             messages: Value::Array(messages.collect::<Result<_, _>>()?),
             tools: Value::Null,
             kwargs: Value::Null,
-            close,
-            last_text,
+            ending,
         })
     }
 
     /// About how much there is to render, in bytes.
     pub(crate) fn text_len(&self) -> usize {
-        let messages = self.messages.as_array().map_or(&[][..], Vec::as_slice);
-        let texts = messages
+        [&self.messages, &self.tools, &self.kwargs]
+            .map(text_len)
             .iter()
-            .filter_map(|message| message.get("content")?.as_str());
-        texts.map(str::len).sum()
+            .sum()
     }
 
     /// The text for the model.
@@ -102,46 +87,46 @@ impl Conversation {
         let template = template.ok_or_else(|| {
             ApiError::bad_request("this model has no chat template; use /v1/completions instead")
         })?;
-        let ending = match self.close {
-            Close::Template(ending) => ending,
-            Close::Open => Ending::AfterLastMessage,
-        };
         let input = ChatInput {
             messages: &self.messages,
             tools: &self.tools,
-            ending,
+            ending: self.ending,
             kwargs: &self.kwargs,
             today: &clock::day(clock::unix_seconds()),
         };
-        let text = template.render(&input).map_err(|e| refused(&e))?;
-        if self.close == Close::Open {
-            self.cut(text)
-        } else {
-            Ok(text)
-        }
-    }
-
-    /// Cuts what the template puts after the last message.
-    fn cut(&self, mut text: String) -> Result<String, ApiError> {
-        let last = self.last_text.trim();
-        let at = text.rfind(last).ok_or_else(|| {
-            ApiError::bad_request(
-                "the chat template changes the final message, so it cannot be continued",
-            )
-        })?;
-        text.truncate(at + last.len());
-        Ok(text)
+        template.render(&input).map_err(|e| refused(&e))
     }
 }
 
+/// What a client hears of a failure. Templates fail by themselves only over what a conversation holds, as by adding a
+/// number to a text, so that is the client's as well.
 fn refused(error: &TemplateError) -> ApiError {
-    ApiError::bad_request(error.to_string())
+    match error {
+        TemplateError::Refused(_) | TemplateError::Failed(_) => {
+            ApiError::bad_request(error.to_string())
+        }
+        TemplateError::Broken(_) => {
+            tracing::error!(%error, "the chat template cannot be used");
+            rejection::internal()
+        }
+    }
+}
+
+/// Bytes of all texts within a value; other values and every list and object count as one. JSON that was read is not
+/// deep.
+fn text_len(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => 1 + items.iter().map(text_len).sum::<usize>(),
+        Value::Object(entries) => 1 + entries.values().map(text_len).sum::<usize>(),
+        _ => 1,
+    }
 }
 
 fn message_value(message: &Message, model: &str) -> Result<Value, ApiError> {
     let mut object = Map::new();
     object.insert("role".into(), message.role.as_str().into());
-    object.insert("content".into(), text_of(message, model)?.into());
+    object.insert("content".into(), content(message, model)?);
     if let Some(name) = &message.name {
         object.insert("name".into(), name.as_str().into());
     }
@@ -154,20 +139,35 @@ fn message_value(message: &Message, model: &str) -> Result<Value, ApiError> {
     Ok(Value::Object(object))
 }
 
-/// A message's text; several parts are lines.
-fn text_of(message: &Message, model: &str) -> Result<String, ApiError> {
+/// A message's content as the request has it. None is the empty text, as in vLLM: many templates add contents to other
+/// texts, or would print `None`.
+fn content(message: &Message, model: &str) -> Result<Value, ApiError> {
     let parts = match &message.content {
-        None => return Ok(String::new()),
-        Some(Content::Text(text)) => return Ok(text.clone()),
+        None => return Ok(Value::from("")),
+        Some(Content::Text(text)) => return Ok(text.as_str().into()),
         Some(Content::Parts(parts)) => parts,
     };
-    let texts = parts.iter().map(|part| match part {
-        ContentPart::Text(text) => Ok(text.as_str()),
+    let parts = parts.iter().map(|part| match part {
+        ContentPart::Text(text) => Ok(json!({"type": "text", "text": text})),
         ContentPart::Other(_) => Err(ApiError::bad_request(format!(
             "{model} is not a multimodal model"
         ))),
     });
-    Ok(texts.collect::<Result<Vec<_>, _>>()?.join("\n"))
+    Ok(Value::Array(parts.collect::<Result<_, _>>()?))
+}
+
+/// A message's text; several parts are lines. Nothing if it has none, or more than text.
+fn text_of(message: &Message) -> Option<String> {
+    match message.content.as_ref()? {
+        Content::Text(text) => Some(text.clone()),
+        Content::Parts(parts) => {
+            let texts = parts.iter().map(|part| match part {
+                ContentPart::Text(text) => Some(text.as_str()),
+                ContentPart::Other(_) => None,
+            });
+            Some(texts.collect::<Option<Vec<_>>>()?.join("\n"))
+        }
+    }
 }
 
 /// Templates want the arguments of a call as an object; the API has them as its text.
@@ -197,16 +197,24 @@ fn object(name: &str, raw: Option<&RawValue>) -> Result<Value, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use baton_openai::ChatCompletionRequest;
+    use baton_openai::{ChatCompletionRequest, ErrorKind};
 
     const TEMPLATE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}\
         {% if add_generation_prompt %}<assistant>{% endif %}{{ extra }}";
 
-    fn render(fields: &str) -> Result<String, ApiError> {
+    fn conversation(fields: &str) -> Result<Conversation, ApiError> {
         let body = format!("{{{fields}}}");
         let request = ChatCompletionRequest::from_slice(body.as_bytes()).unwrap();
-        let template = ChatTemplate::new(TEMPLATE, "", "").unwrap();
-        Conversation::of_request(&request.fields, "m")?.render(Some(&template))
+        Conversation::of_request(&request.fields, "m")
+    }
+
+    fn render_with(template: &str, fields: &str) -> Result<String, ApiError> {
+        let template = ChatTemplate::new(template, "", "").unwrap();
+        conversation(fields)?.render(Some(&template))
+    }
+
+    fn render(fields: &str) -> Result<String, ApiError> {
+        render_with(TEMPLATE, fields)
     }
 
     #[test]
@@ -222,16 +230,55 @@ mod tests {
     }
 
     #[test]
+    fn parts_stay_parts_where_the_template_reads_them_and_null_is_text() {
+        let parts = "{% for m in messages %}{% if m.content is string %}<{{ m.role + m.content }}>{% else %}\
+            {% for part in m.content %}[{{ part.type }} {{ part.text }}]{% endfor %}{% endif %}{% endfor %}";
+        let text = render_with(
+            parts,
+            r#""messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]},
+            {"role":"assistant","content":null,"tool_calls":[]}]"#,
+        );
+        assert_eq!(text.unwrap(), "[text a][text b]<assistant>");
+    }
+
+    #[test]
     fn the_final_message_can_be_left_open() {
         let messages = r#""messages":[{"role":"user","content":"Hello"},{"role":"assistant","content":"Hello "}]"#;
         let text = render(&format!(r#"{messages},"continue_final_message":true"#));
-        assert_eq!(text.unwrap(), "<user>Hello</><assistant>Hello");
+        assert_eq!(text.unwrap(), "<user>Hello</><assistant>Hello ");
         let text = render(&format!(r#"{messages},"add_generation_prompt":false"#));
         assert_eq!(text.unwrap(), "<user>Hello</><assistant>Hello </>");
         let both = render(&format!(
             r#"{messages},"continue_final_message":true,"add_generation_prompt":true"#
         ));
         assert!(both.is_err());
+    }
+
+    #[test]
+    fn what_the_template_refuses_or_fails_on_is_the_clients() {
+        let messages = r#""messages":[{"role":"user","content":"x"}]"#;
+        let refused = render_with("{{ raise_exception('no ' ~ messages[0].role) }}", messages);
+        assert_eq!(refused.unwrap_err(), ApiError::bad_request("no user"));
+        let failed = render_with("{{ messages[0].content + 1 }}", messages).unwrap_err();
+        assert_eq!(failed.kind, ErrorKind::BadRequest);
+        assert!(failed.message.starts_with("chat template failed: "));
+        let broken = super::refused(&TemplateError::Broken("secret".to_owned()));
+        assert_eq!(broken, rejection::internal());
+    }
+
+    #[test]
+    fn every_text_of_a_conversation_counts_as_work() {
+        let long = "x".repeat(1000);
+        for fields in [
+            format!(r#""messages":[{{"role":"user","content":"{long}"}}]"#),
+            format!(
+                r#""messages":[{{"role":"user","content":[{{"type":"text","text":"{long}"}}]}}]"#
+            ),
+            format!(r#""messages":[{{"role":"user"}}],"chat_template_kwargs":{{"a":["{long}"]}}"#),
+        ] {
+            let len = conversation(&fields).unwrap().text_len();
+            assert!((1000..1050).contains(&len), "{len}: {fields}");
+        }
     }
 
     #[test]
