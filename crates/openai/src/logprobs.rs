@@ -50,7 +50,7 @@ pub struct ChatTokenLogprob {
     pub token: String,
     /// Natural logarithm of its probability.
     pub logprob: f64,
-    /// The text's UTF-8.
+    /// What it stands for; the text's UTF-8 unless it is part of a character.
     pub bytes: Vec<u8>,
     /// As many as the client asked for.
     pub top_logprobs: Vec<ChatTopLogprob>,
@@ -63,6 +63,6 @@ pub struct ChatTopLogprob {
     pub token: String,
     /// Natural logarithm of its probability.
     pub logprob: f64,
-    /// The text's UTF-8.
+    /// What it stands for; the text's UTF-8 unless it is part of a character.
     pub bytes: Vec<u8>,
 }

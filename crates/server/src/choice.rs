@@ -156,11 +156,11 @@ fn ended(finish: EngineFinish) -> End {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Tokens `a`, `b`, `c` and the two bytes of `é`.
-    fn tokenizer() -> Arc<Tokenizer> {
+    pub(crate) fn tokenizer() -> Arc<Tokenizer> {
         let json = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
             "pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false},
             "post_processor":null,"decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true},

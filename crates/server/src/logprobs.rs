@@ -41,19 +41,23 @@ impl Speller {
         }
     }
 
+    /// What the token stands for, which need not be whole characters, however it is spelled.
+    fn bytes(&self, id: u32) -> Vec<u8> {
+        self.tokenizer.token_bytes(id).to_vec()
+    }
+
     /// The sampled token, then the `k` likeliest without it.
-    fn ranked<'a>(
-        &self,
-        token: &'a Spoken,
-        logprobs: &'a TokenLogprobs,
+    fn ranked(
+        token: &Spoken,
+        logprobs: &TokenLogprobs,
         k: u32,
-    ) -> impl Iterator<Item = (String, f64)> + use<'_, 'a> {
+    ) -> impl Iterator<Item = (u32, f64)> {
         let sampled = std::iter::once((token.id, logprobs.sampled));
         let top = logprobs.top.iter().copied().take(k as usize);
         let rivals = top.filter(|(id, _)| *id != token.id);
         sampled
             .chain(rivals)
-            .map(|(id, logprob)| (self.spell(id), json_logprob(logprob)))
+            .map(|(id, logprob)| (id, json_logprob(logprob)))
     }
 
     /// In parallel lists. `offset` is where the first token's text begins, and afterwards where the last one's ends.
@@ -69,7 +73,8 @@ impl Speller {
                 continue;
             };
             let mut ranked: Vec<(String, f64)> = Vec::new();
-            for (text, logprob) in self.ranked(token, logprobs, k) {
+            for (id, logprob) in Self::ranked(token, logprobs, k) {
+                let text = self.spell(id);
                 // Different tokens can have the same text, an object's keys can't.
                 if ranked.iter().all(|(seen, _)| *seen != text) {
                     ranked.push((text, logprob));
@@ -89,25 +94,54 @@ impl Speller {
     pub(crate) fn chat(&self, tokens: &[Spoken], k: u32) -> ChatLogprobs {
         let content = tokens.iter().filter_map(|token| {
             let logprobs = token.logprobs.as_ref()?;
-            let top = self.ranked(token, logprobs, k).take(k as usize);
-            let text = self.spell(token.id);
+            let top = Self::ranked(token, logprobs, k).take(k as usize);
             Some(ChatTokenLogprob {
-                bytes: text.as_bytes().to_vec(),
-                token: text,
+                token: self.spell(token.id),
                 logprob: json_logprob(logprobs.sampled),
-                top_logprobs: top.map(rival).collect(),
+                bytes: self.bytes(token.id),
+                top_logprobs: top.map(|rival| self.rival(rival)).collect(),
             })
         });
         ChatLogprobs {
             content: content.collect(),
         }
     }
+
+    fn rival(&self, (id, logprob): (u32, f64)) -> ChatTopLogprob {
+        ChatTopLogprob {
+            token: self.spell(id),
+            logprob,
+            bytes: self.bytes(id),
+        }
+    }
 }
 
-fn rival((token, logprob): (String, f64)) -> ChatTopLogprob {
-    ChatTopLogprob {
-        bytes: token.as_bytes().to_vec(),
-        token,
-        logprob,
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::choice;
+
+    /// The first half of `é`, then the likelier second half.
+    fn halves() -> Vec<Spoken> {
+        let logprobs = TokenLogprobs {
+            sampled: -2.0,
+            rank: 2,
+            top: vec![(4, -0.5), (3, -2.0)],
+        };
+        vec![Spoken {
+            id: 3,
+            logprobs: Some(Box::new(logprobs)),
+        }]
+    }
+
+    #[test]
+    fn half_a_character_has_its_own_bytes() {
+        for (spelling, text) in [(Spelling::Text, "\u{fffd}"), (Spelling::Id, "token_id:3")] {
+            let speller = Speller::new(&choice::tests::tokenizer(), spelling);
+            let told = speller.chat(&halves(), 2).content.remove(0);
+            assert_eq!((told.token.as_str(), told.bytes), (text, vec![0xc3]));
+            let rivals: Vec<_> = told.top_logprobs.into_iter().map(|r| r.bytes).collect();
+            assert_eq!(rivals, [[0xc3], [0xa9]]);
+        }
     }
 }
