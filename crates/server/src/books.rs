@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::metrics::{Finished, Metrics};
+use crate::metrics::{Finished, Metrics, Source};
 
 /// One sequence's times and counts.
 #[derive(Debug)]
@@ -11,7 +11,9 @@ pub(crate) struct Books {
     admitted: Instant,
     first: Option<Instant>,
     last: Instant,
-    n_prompt: usize,
+    n_prompt: u64,
+    /// Prompt tokens found here, if more were fetched.
+    n_found: Option<u64>,
     n_generated: u32,
 }
 
@@ -24,9 +26,15 @@ impl Books {
             admitted,
             first: None,
             last: arrived,
-            n_prompt,
+            n_prompt: n_prompt as u64,
+            n_found: None,
             n_generated: 0,
         }
+    }
+
+    /// Enters that KV was asked of another server, beyond that of `n_found` tokens.
+    pub(crate) fn fetch(&mut self, n_found: u32) {
+        self.n_found = Some(u64::from(n_found));
     }
 
     /// Enters a token.
@@ -35,8 +43,7 @@ impl Books {
         metrics.tokens.generated.inc();
         if self.first.is_none() {
             self.first = Some(now);
-            metrics.tokens.prompt.inc_by(self.n_prompt as u64);
-            metrics.tokens.cached.inc_by(u64::from(cached_tokens));
+            self.prompt(u64::from(cached_tokens), metrics);
             metrics
                 .times
                 .to_first_token
@@ -52,6 +59,17 @@ impl Books {
                 .observe((now - self.last).as_secs_f64());
         }
         self.last = now;
+    }
+
+    /// Counts the prompt, of which so many tokens were not computed.
+    fn prompt(&self, n_cached: u64, metrics: &Metrics) {
+        let tokens = &metrics.tokens;
+        tokens.prompt.inc_by(self.n_prompt);
+        tokens.cached.inc_by(n_cached);
+        let n_found = self.n_found.unwrap_or(n_cached).min(n_cached);
+        tokens.prompt_from(Source::Found, n_found);
+        tokens.prompt_from(Source::Fetched, n_cached - n_found);
+        tokens.prompt_from(Source::Computed, self.n_prompt.saturating_sub(n_cached));
     }
 
     /// Closes them.

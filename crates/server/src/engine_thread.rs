@@ -232,8 +232,10 @@ impl Driver {
                         first_block,
                         n_blocks,
                     };
+                    let n_found = first_block * self.engine.spec().layout.block_size;
                     let told = self.open.get_mut(&seq).is_some_and(|s| {
                         s.asked = Some(now);
+                        s.books.fetch(n_found);
                         s.updates.try_send(update).is_ok()
                     });
                     if !told {

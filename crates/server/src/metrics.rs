@@ -63,6 +63,28 @@ impl Finished {
     }
 }
 
+/// Where the KV of prompt tokens came from, as the label says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    Computed,
+    /// Found in the prefix cache.
+    Found,
+    /// Fetched from another server.
+    Fetched,
+}
+
+impl Source {
+    const ALL: [Self; 3] = [Self::Computed, Self::Found, Self::Fetched];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Computed => "local_compute",
+            Self::Found => "local_cache_hit",
+            Self::Fetched => "external_kv_transfer",
+        }
+    }
+}
+
 /// All handles.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -95,6 +117,7 @@ pub(crate) struct TokenSeries {
     pub(crate) prompt: IntCounter,
     pub(crate) cached: IntCounter,
     pub(crate) generated: IntCounter,
+    by_source: [IntCounter; Source::ALL.len()],
 }
 
 /// How large requests are.
@@ -127,7 +150,11 @@ impl Metrics {
             model_name: labels.model_name.to_owned(),
         };
         series.cache_config(labels);
-        let success = series.success();
+        let success = series.labelled(
+            "vllm:request_success_total",
+            "Sequences that ended, by reason.",
+            "finished_reason",
+        );
         let rejections = "vllm:admission_rejections_total";
         Self {
             engine: EngineSeries::new(&series),
@@ -185,11 +212,18 @@ impl EngineSeries {
 impl TokenSeries {
     #[rustfmt::skip]
     fn new(s: &Series) -> Self {
+        let by_source = s.labelled("vllm:prompt_tokens_by_source_total", "Prompt tokens by where their KV came from.", "source");
         Self {
+            by_source: Source::ALL.map(|source| by_source.with_label_values(&[source.label()])),
             prompt: s.counter("vllm:prompt_tokens_total", "Prompt tokens processed."),
             cached: s.counter("vllm:prompt_tokens_cached_total", "Prompt tokens that were not computed."),
             generated: s.counter("vllm:generation_tokens_total", "Tokens generated."),
         }
+    }
+
+    /// Counts prompt tokens whose KV came from there.
+    pub(crate) fn prompt_from(&self, source: Source, n: u64) {
+        self.by_source[source as usize].inc_by(n);
     }
 }
 
@@ -263,12 +297,8 @@ impl Series {
         self.register(Histogram::with_opts(opts))
     }
 
-    fn success(&self) -> IntCounterVec {
-        let opts = self.opts(
-            "vllm:request_success_total",
-            "Sequences that ended, by reason.",
-        );
-        self.register(IntCounterVec::new(opts, &["finished_reason"]))
+    fn labelled(&self, name: &str, help: &str, label: &str) -> IntCounterVec {
+        self.register(IntCounterVec::new(self.opts(name, help), &[label]))
     }
 
     /// A series whose labels are its message.
@@ -385,6 +415,7 @@ mod tests {
             r#"vllm:kv_cache_usage_perc{engine="0",model_name="a \"model\""} 0"#,
             r#"block_size="16",cache_dtype="bf16",enable_prefix_caching="True",engine="0",num_gpu_blocks="728"} 1"#,
             r#"vllm:request_success_total{engine="0",finished_reason="length",model_name="a \"model\""} 0"#,
+            r#"vllm:prompt_tokens_by_source_total{engine="0",model_name="a \"model\"",source="external_kv_transfer"} 0"#,
             "kvx_leases 0",
             "kvx_transfer_failed_total 0",
         ] {

@@ -47,6 +47,19 @@ fn prompt(n: usize) -> String {
         .collect()
 }
 
+/// Prompt tokens computed, found and fetched.
+async fn by_source(server: &Server) -> [f64; 3] {
+    let text = server.get("/metrics").await.text();
+    ["local_compute", "local_cache_hit", "external_kv_transfer"].map(|source| {
+        let series = text.lines().find(|l| {
+            l.starts_with("vllm:prompt_tokens_by_source_total{")
+                && l.contains(&format!("source=\"{source}\""))
+        });
+        let value = series.and_then(|l| l.rsplit(' ').next());
+        value.unwrap().parse().unwrap()
+    })
+}
+
 #[tokio::test]
 async fn a_pair_answers_as_one_server_does() {
     let fleet = Fleet::start().await;
@@ -82,6 +95,9 @@ async fn a_pair_answers_as_one_server_does() {
             > 100.0
     );
     assert!(fleet.decode.metric("kvx_transfers_complete_total").await == 1.0);
+    let prompt_tokens = answer["usage"]["prompt_tokens"].as_u64().unwrap();
+    let (came, rest) = (cached as f64, (prompt_tokens - cached) as f64);
+    assert_eq!(by_source(&fleet.decode).await, [rest, 0.0, came]);
     // Nothing is left behind.
     fleet.prefill.until("kvx_leases", |n| n == 0.0).await;
     fleet.decode.until("kvx_held", |n| n == 0.0).await;
@@ -111,9 +127,16 @@ async fn a_router_can_do_the_two_calls_itself() {
         answer["kv_transfer_params"].get("kvx").is_none(),
         "the right to fetch stays here"
     );
+    let before = by_source(&fleet.decode).await;
     // A second time the lease is gone, but the blocks are here.
     let again = fleet.decode.post(COMPLETIONS, body).await.json();
     assert_eq!(texts(&again), texts(&expect));
+    let after = by_source(&fleet.decode).await;
+    assert_eq!(before[1], 0.0);
+    assert!(after[1] > 100.0, "{after:?}");
+    assert_eq!(after[2], before[2]);
+    let all: f64 = after.iter().sum();
+    assert_eq!(all, fleet.decode.metric("vllm:prompt_tokens_total").await);
     // Several sequences cannot be handed over, nor a stream's.
     first["n"] = 2.into();
     first["temperature"] = 1.into();
