@@ -83,7 +83,7 @@ def test_a_client_that_hangs_up_frees_its_blocks_within_a_second(stack):
     # Before, during and after the prompt's computation and the hand-over, and while tokens stream.
     for i, delay in enumerate((0.02, 0.2, 0.5, 0.8, 1.0, 1.2, 1.6, 2.5)):
         hang_up(stack.url, body(100 + i, max_tokens=500, stream=i % 2 == 1), delay)
-        eventually(lambda: idle(stack), 1.5, f"blocks free after a hang-up at {delay} s")
+        eventually(lambda: idle(stack), 1.0, f"blocks free after a hang-up at {delay} s")
 
 
 def cancels(stack, n: int, threads: int):
