@@ -3,6 +3,8 @@
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
+mod matrix;
+mod rows;
 mod sample;
 mod shared;
 mod simd;
