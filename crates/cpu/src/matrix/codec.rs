@@ -86,21 +86,22 @@ fn plane<S: Simd>(s: S, codes: [S::I; 8], bytes: &[u8], at: usize, value: u8) ->
     out
 }
 
-/// ggml's formats of 32 weights with one scale: `BITS` a code, perhaps a minimum. The unit is `BYTES` long: scales, then
-/// minima, as f16 of each row; low halves of the codes; fifth bits.
+/// ggml's formats of 32 weights with one scale: `BITS` a code, perhaps a minimum. A unit of `BYTES` is one block with its
+/// scales and minima, or two blocks with their scales, as f16 of each row; then each block's low halves of codes and
+/// fifth bits. So every register's worth of codes begins at a multiple of 64 bytes, which reading is faster from.
 #[derive(Clone, Copy)]
 pub(crate) struct Simple<const BITS: u32, const MIN: bool, const BYTES: usize>;
 
-pub(crate) type Q4_0 = Simple<4, false, { 32 + NIBBLES }>;
+pub(crate) type Q4_0 = Simple<4, false, { 64 + 2 * NIBBLES }>;
 pub(crate) type Q4_1 = Simple<4, true, { 64 + NIBBLES }>;
-pub(crate) type Q5_0 = Simple<5, false, { 32 + NIBBLES + PLANE }>;
+pub(crate) type Q5_0 = Simple<5, false, { 64 + 2 * (NIBBLES + PLANE) }>;
 pub(crate) type Q5_1 = Simple<5, true, { 64 + NIBBLES + PLANE }>;
-pub(crate) type Q8_0 = Simple<8, false, { 32 + ROWS * BLOCK }>;
+pub(crate) type Q8_0 = Simple<8, false, { 64 + 2 * ROWS * BLOCK }>;
 
 impl<const BITS: u32, const MIN: bool, const BYTES: usize> Codec for Simple<BITS, MIN, BYTES> {
     type Unit = [u8; BYTES];
     type Head<S: Simd> = ();
-    const BLOCKS: usize = 1;
+    const BLOCKS: usize = if MIN { 1 } else { 2 };
     const HALVES: bool = false;
     const HAS_MIN: bool = MIN;
     const OFFSET: i32 = if MIN { 0 } else { 1 << (BITS - 1) };
@@ -114,9 +115,9 @@ impl<const BITS: u32, const MIN: bool, const BYTES: usize> Codec for Simple<BITS
     fn head<S: Simd>(_: S, _: &Self::Unit) {}
 
     #[inline(always)]
-    fn codes<S: Simd>(s: S, (): (), unit: &Self::Unit, _: usize) -> Codes<S> {
-        let at = if MIN { 64 } else { 32 };
-        let scale = s.load_f16(part(unit, 0));
+    fn codes<S: Simd>(s: S, (): (), unit: &Self::Unit, j: usize) -> Codes<S> {
+        let at = 64 + j * ((BYTES - 64) / Self::BLOCKS);
+        let scale = s.load_f16(part(unit, 32 * j));
         let min = if MIN {
             s.load_f16(part(unit, 32))
         } else {

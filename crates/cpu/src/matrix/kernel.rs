@@ -162,20 +162,28 @@ impl<C: Codec> Kernel for Dequantized<'_, C> {
     }
 }
 
+/// Sums of one row that grow side by side, since one sum alone waits for itself at every step.
+const CHAINS: usize = 4;
+
 impl<C: Floats + Copy> Kernel for Float<'_, C> {
     #[inline(always)]
     fn sums<S: Simd, const M: usize>(self, s: S, tile: &[u8], first: usize) -> [S::F; M] {
         let rows = self.0.take::<M>(first);
-        let mut sums = [s.zero(); M];
-        for (u, unit) in C::units(tile).iter().enumerate() {
-            let weights = C::load(s, unit);
-            for i in 0..C::INPUTS {
-                for m in 0..M {
-                    sums[m] = s.fma(weights[i], s.splat(rows[m][u * C::INPUTS + i]), sums[m]);
+        let mut sums = [[s.zero(); M]; CHAINS];
+        for (q, units) in C::units(tile).as_chunks::<CHAINS>().0.iter().enumerate() {
+            for (c, unit) in units.iter().enumerate() {
+                let chain = if M < CHAINS * 2 { c } else { 0 };
+                let weights = C::load(s, unit);
+                for i in 0..C::INPUTS {
+                    let k = (q * CHAINS + c) * C::INPUTS + i;
+                    for m in 0..M {
+                        let x = s.splat(rows[m][k]);
+                        sums[chain][m] = s.fma(weights[i], x, sums[chain][m]);
+                    }
                 }
             }
         }
-        sums
+        together(s, sums)
     }
 }
 
@@ -183,15 +191,34 @@ impl Kernel for Pairs<'_> {
     #[inline(always)]
     fn sums<S: Simd, const M: usize>(self, s: S, tile: &[u8], first: usize) -> [S::F; M] {
         let rows = self.0.take::<M>(first);
-        let mut sums = [s.zero(); M];
-        for (u, unit) in tile.as_chunks::<64>().0.iter().enumerate() {
-            let weights = s.load_i(unit);
-            for m in 0..M {
-                sums[m] = s.dot2(sums[m], weights, s.splat_i(rows[m][u].cast_signed()));
+        let mut sums = [[s.zero(); M]; CHAINS];
+        let units = tile.as_chunks::<64>().0.as_chunks::<CHAINS>().0;
+        for (q, units) in units.iter().enumerate() {
+            for (c, unit) in units.iter().enumerate() {
+                let chain = if M < CHAINS * 2 { c } else { 0 };
+                let weights = s.load_i(unit);
+                for m in 0..M {
+                    let x = s.splat_i(rows[m][q * CHAINS + c].cast_signed());
+                    sums[chain][m] = s.dot2(sums[chain][m], weights, x);
+                }
             }
         }
-        sums
+        together(s, sums)
     }
+}
+
+/// Adds the chains up.
+#[inline(always)]
+fn together<S: Simd, const M: usize>(s: S, sums: [[S::F; M]; CHAINS]) -> [S::F; M] {
+    let [mut whole, rest @ ..] = sums;
+    if M < CHAINS * 2 {
+        for chain in rest {
+            for m in 0..M {
+                whole[m] = s.add(whole[m], chain[m]);
+            }
+        }
+    }
+    whole
 }
 
 /// Weights of one input-major stretch of a tile as f32: `out[input]` has the sixteen rows.

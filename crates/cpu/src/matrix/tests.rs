@@ -89,7 +89,7 @@ fn matrix(storage: Storage, [n_out, n_in]: [usize; 2], random: &mut Random) -> (
     let mut memory = Shared::zeroed(n_out.div_ceil(ROWS) * each);
     for (rows, tile) in rows.chunks(ROWS).zip(memory.all().chunks_exact_mut(each)) {
         let rows: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
-        pack_tile(storage, n_in, &rows, tile);
+        pack_tile(storage, &rows, tile);
     }
     let place = 0..memory.len();
     let home = Arc::new(Memory(memory));
@@ -271,7 +271,7 @@ fn products_are_added_biased_and_gated() {
     let mut random = Random(10);
     for isa in Isa::all() {
         let (matrix, weights) = matrix(Storage::F32, [16, 1], &mut random);
-        let mut x = vec![0.0; 32];
+        let mut x = vec![0.0; padded(1)];
         x[0] = 1.0;
         let bias = [0.25; 16];
         for then in [Then::Set, Then::Add, Then::Gate] {
@@ -309,7 +309,7 @@ fn products_are_added_biased_and_gated() {
 fn speed() {
     let mut random = Random(11);
     let isa = Isa::detect();
-    let [n_out, n_in] = [1536, 576];
+    let [n_out, n_in] = [1536, 576_usize];
     let time = |work: &mut dyn FnMut()| {
         work();
         let best = (0..15).map(|_| {
