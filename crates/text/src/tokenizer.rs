@@ -6,6 +6,7 @@ use crate::token_bytes::{ByteForm, Spelled, TokenBytes, drops_leading_space};
 use crate::whitespace::ShortRuns;
 use serde::Deserialize;
 use serde_json::Value;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::{DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper};
 
 /// Text to token ids and back. Immutable; share it behind an `Arc`.
@@ -78,12 +79,25 @@ impl LeadingSpace {
 struct Definition {
     #[serde(default)]
     decoder: Value,
+    model: Model,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    continuing_subword_prefix: Option<String>,
 }
 
 impl Tokenizer {
     /// From the text of a `tokenizer.json`. Truncation and padding in it are training settings and left out.
     pub fn from_json(json: &[u8]) -> Result<Self, TokenizerError> {
-        let Definition { decoder } = serde_json::from_slice(json).map_err(refused)?;
+        let Definition { decoder, model } = serde_json::from_slice(json).map_err(refused)?;
+        // The library cuts it off as bytes, be it there or not.
+        if model
+            .continuing_subword_prefix
+            .is_some_and(|p| !p.is_empty())
+        {
+            return Err(refused("a continuing_subword_prefix is not supported"));
+        }
         let form = ByteForm::of(&decoder)?;
         let library = library(json)?;
         Ok(Self {
@@ -106,8 +120,10 @@ impl Tokenizer {
 
     /// Token ids of a text. Special tokens written in the text become their ids.
     pub fn encode(&self, text: &str, add: AddSpecial) -> Result<Vec<u32>, TokenizerError> {
-        let encoded = self.library.encode_fast(text, add == AddSpecial::Yes);
-        Ok(encoded.map_err(refused)?.get_ids().to_vec())
+        caught(|| {
+            let encoded = self.library.encode_fast(text, add == AddSpecial::Yes);
+            Ok(encoded.map_err(refused)?.get_ids().to_vec())
+        })
     }
 
     /// The text of a whole sequence; bytes that are no UTF-8 become U+FFFD. Unknown ids are nothing.
@@ -156,10 +172,19 @@ impl Tokenizer {
 }
 
 fn library(json: &[u8]) -> Result<Library, TokenizerError> {
-    let mut library: Library = serde_json::from_slice(json).map_err(refused)?;
-    library.with_truncation(None).map_err(refused)?;
-    library.with_padding(None);
-    Ok(library)
+    caught(|| {
+        let mut library: Library = serde_json::from_slice(json).map_err(refused)?;
+        library.with_truncation(None).map_err(refused)?;
+        library.with_padding(None);
+        Ok(library)
+    })
+}
+
+/// The library panics where a definition contradicts itself, such as at a merge that makes no token; here that is an
+/// error like others. What it leaves half done is a cache, which it checks.
+fn caught<T>(call: impl FnOnce() -> Result<T, TokenizerError>) -> Result<T, TokenizerError> {
+    let contradiction = |_| Err(refused("the definition contradicts itself"));
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(contradiction)
 }
 
 fn refused(error: impl std::fmt::Display) -> TokenizerError {
@@ -267,6 +292,33 @@ pub(crate) mod tests {
         assert!(
             tokenizer.is_special(258) && !tokenizer.is_special(259) && !tokenizer.is_special(9999)
         );
+    }
+
+    #[test]
+    fn a_definition_that_the_library_panics_on_is_refused() {
+        let mut definition: Value = serde_json::from_slice(&byte_level_json()).unwrap();
+        definition["model"]["merges"] = json!([["he", "hel"]]);
+        let refused = Tokenizer::from_json(definition.to_string().as_bytes());
+        assert!(matches!(refused, Err(TokenizerError::Library(_))));
+        let vocab = GgufVocab {
+            tokens: vec!["a".into(), "b".into()],
+            merges: vec!["a b".into()],
+            ..GgufVocab::default()
+        };
+        assert!(matches!(
+            Tokenizer::from_gguf(&vocab),
+            Err(TokenizerError::Library(_))
+        ));
+    }
+
+    #[test]
+    fn a_prefix_of_pieces_is_refused_before_the_library_cuts_characters_at_it() {
+        let mut definition: Value = serde_json::from_slice(&byte_level_json()).unwrap();
+        definition["model"]["continuing_subword_prefix"] = json!("#");
+        definition["model"]["merges"] = json!([["h", "é"]]);
+        let refused = Tokenizer::from_json(definition.to_string().as_bytes());
+        let message = refused.err().unwrap().to_string();
+        assert!(message.contains("continuing_subword_prefix"), "{message}");
     }
 
     #[test]
