@@ -126,7 +126,7 @@ impl Held {
             self.join(&data)
         };
         if !whole.is_empty() {
-            self.done = whole.ends_with(baton_openai::sse::DONE);
+            self.done = ends_in_done(&whole);
         }
         whole
     }
@@ -166,6 +166,12 @@ fn end_of_last_event(bytes: &[u8]) -> usize {
         end = newline;
     }
     0
+}
+
+/// Whether the last event is `[DONE]`; text that only ends like it is not.
+fn ends_in_done(events: &[u8]) -> bool {
+    let before = events.strip_suffix(baton_openai::sse::DONE);
+    before.is_some_and(|before| end_of_last_event(before) == before.len())
 }
 
 #[cfg(test)]
@@ -244,6 +250,15 @@ mod tests {
             frames(&[Ok("data: [DONE]\n")], Ending::Done).await,
             ["data: [DONE]\n"]
         );
+    }
+
+    #[tokio::test]
+    async fn what_only_ends_like_done_is_no_end() {
+        for event in ["data: xdata: [DONE]\n\n", "data: x\ndata: [DONE]\n\n"] {
+            let got = frames(&[Ok(event)], Ending::Done).await;
+            assert_eq!(got.len(), 2, "{got:?}");
+            assert!(got[1].contains("error") && got[1].ends_with("\n\ndata: [DONE]\n\n"));
+        }
     }
 
     #[tokio::test]
