@@ -5,10 +5,11 @@ CARGO ?= cargo
 BATON := target/release/baton
 VENV := .venv
 PY := $(VENV)/bin/python
+SECONDS ?= 60
 # Where `baton fetch` puts what the tests need; printed by the binary, so that this file knows no paths.
 FETCHED = BATON_PJRT_CPU="$$($(BATON) fetch cpu)" BATON_SMOLLM2="$$($(BATON) fetch smollm2)"
 
-.PHONY: help up build test test-rust test-system test-slow check fmt lint layers doc bench fetch clean
+.PHONY: help up build test test-rust test-system test-slow check fmt lint layers doc bench fuzz fetch clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -57,6 +58,9 @@ layers: ## dependencies point downwards; the tree is tidy
 
 doc: ## rustdoc, broken links are errors
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+
+fuzz: ## every parser against made-up input; SECONDS=n for each (60), 0: just the seeds
+	@fuzz/run $(SECONDS)
 
 bench: build $(VENV)/stamp ## the figures of BENCHMARKS.md
 	@$(PY) tests/bench/figures.py

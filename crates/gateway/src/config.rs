@@ -207,7 +207,7 @@ impl GatewayConfig {
     }
 }
 
-fn check_endpoints(endpoints: &[EndpointConfig]) -> Result<(), ConfigError> {
+pub(crate) fn check_endpoints(endpoints: &[EndpointConfig]) -> Result<(), ConfigError> {
     if endpoints.len() > MAX_ENDPOINTS {
         return Err(ConfigError::TooManyEndpoints);
     }

@@ -17,6 +17,9 @@ mod facts;
 mod fleet;
 mod forward;
 mod front;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod metrics;
 mod models;
 mod outgoing;

@@ -73,7 +73,7 @@ async fn ask(
 }
 
 /// One list of every model, each once, in the order of the servers. What is no list is skipped.
-fn merge(lists: &[&Bytes]) -> Bytes {
+pub(crate) fn merge(lists: &[&Bytes]) -> Bytes {
     #[derive(Deserialize)]
     struct List<'a> {
         #[serde(borrow)]

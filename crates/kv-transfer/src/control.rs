@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use baton_kv::{KvLayout, LeaseToken};
 
 use crate::RejectCode;
-use crate::geometry::{ChunkMap, Window};
+use crate::geometry::{Window, opened};
 use crate::lease::{LeaseTable, Leased, SessionId};
 use crate::outgoing::{Next, Outgoing};
 use crate::secret::{LeaseClaim, Secret};
@@ -200,20 +200,13 @@ impl<B> Control<B> {
         if !matches!(self.streams.get(&stream), Some(None)) || self.is_known(open.xfer) {
             return Err(RejectCode::Busy);
         }
-        let end = open
-            .first_block
-            .checked_add(open.n_blocks)
-            .ok_or(RejectCode::Range)?;
-        let layout = &self.terms.layout;
-        let window = Window::new(layout, leased.n_blocks, open.first_block..end);
-        let map = ChunkMap::new(layout, open.n_blocks, self.terms.chunk_bytes);
-        let (Some(window), Some(map)) = (window, map) else {
-            return Err(RejectCode::Range);
-        };
-        let n_bitmap = map.n_chunks().div_ceil(8) as usize;
-        if !open.want.is_empty() && open.want.len() != n_bitmap {
-            return Err(RejectCode::Range);
-        }
+        let (window, map) = opened(
+            &self.terms.layout,
+            leased.n_blocks,
+            &open,
+            self.terms.chunk_bytes,
+        )
+        .ok_or(RejectCode::Range)?;
         Ok(Transfer {
             xfer: open.xfer,
             lease: open.lease,

@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use baton_kv::KvLayout;
 
+use crate::wire::Open;
+
 /// The chunks of one transfer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ChunkMap {
@@ -142,6 +144,20 @@ impl Window {
             (len > 0).then_some(begin..begin + len)
         })
     }
+}
+
+/// The range and the chunks that a peer asks for, out of a lease of `lease_blocks`; `None` if it asks for what is not there.
+pub(crate) fn opened(
+    layout: &KvLayout,
+    lease_blocks: u32,
+    open: &Open,
+    chunk_bytes: usize,
+) -> Option<(Window, ChunkMap)> {
+    let end = open.first_block.checked_add(open.n_blocks)?;
+    let window = Window::new(layout, lease_blocks, open.first_block..end)?;
+    let map = ChunkMap::new(layout, open.n_blocks, chunk_bytes)?;
+    let n_bitmap = map.n_chunks().div_ceil(8) as usize;
+    (open.want.is_empty() || open.want.len() == n_bitmap).then_some((window, map))
 }
 
 #[cfg(test)]

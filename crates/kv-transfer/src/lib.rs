@@ -18,6 +18,9 @@
 mod client;
 mod control;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod geometry;
 mod handshake;
 mod incoming;

@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""Writes the seeds that are binary or long: python3 fuzz/seeds/make.py. The others beside it are written by hand."""
+
+import json
+import struct
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def put(target: str, name: str, content: bytes | str) -> None:
+    folder = HERE / target
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def frame(kind: int, body: bytes) -> bytes:
+    return struct.pack("<IBBH", len(body), kind, 0, 1) + body
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value.encode())) + value.encode()
+
+
+def key(name: str, kind: int, value: bytes) -> bytes:
+    return text(name) + struct.pack("<I", kind) + value
+
+
+def gguf(keys: list[bytes], tensors: list[tuple[str, list[int], int, bytes]], data: bool = True) -> bytes:
+    table, body = b"", b""
+    for name, dims, kind, content in tensors:
+        body += bytes(-len(body) % 32)
+        table += text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, len(body))
+        body += content
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)) + b"".join(keys) + table
+    return head + bytes(-len(head) % 32) + body if data else head
+
+
+def model(query: tuple[int, int]) -> tuple[list[bytes], list[tuple[str, list[int], int, bytes]]]:
+    number = lambda name, n: key("llama." + name, 4, struct.pack("<I", n))
+    tokens = ["<unk>", "<s>", "</s>", "▁", "h", "i"]
+    keys = [
+        key("general.architecture", 8, text("llama")),
+        number("block_count", 1),
+        number("embedding_length", 4),
+        number("feed_forward_length", 2),
+        number("attention.head_count", 1),
+        number("attention.head_count_kv", 1),
+        number("context_length", 8),
+        key("llama.rope.freq_base", 6, struct.pack("<f", 1e4)),
+        key("tokenizer.ggml.model", 8, text("llama")),
+        key("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, len(tokens)) + b"".join(map(text, tokens))),
+        key("tokenizer.ggml.scores", 9, struct.pack("<IQ6f", 6, 6, *range(6))),
+        key("tokenizer.ggml.token_type", 9, struct.pack("<IQ6i", 5, 6, 2, 3, 3, 1, 1, 1)),
+        key("tokenizer.ggml.bos_token_id", 4, struct.pack("<I", 1)),
+    ]
+    f32 = lambda name, *dims: (name, list(dims), 0, bytes(4 * dims[0] * (dims[1] if len(dims) > 1 else 1)))
+    tensors = [
+        f32("token_embd.weight", 4, 6),
+        f32("output_norm.weight", 4),
+        f32("blk.0.attn_norm.weight", 4),
+        f32("blk.0.attn_q.weight", *query),
+        f32("blk.0.attn_k.weight", 4, 4),
+        f32("blk.0.attn_v.weight", 4, 4),
+        f32("blk.0.attn_output.weight", 4, 4),
+        f32("blk.0.ffn_norm.weight", 4),
+        f32("blk.0.ffn_gate.weight", 4, 2),
+        f32("blk.0.ffn_up.weight", 4, 2),
+        f32("blk.0.ffn_down.weight", 2, 4),
+    ]
+    return keys, tensors
+
+
+def wire() -> None:
+    put("kvx_wire", "preface", b"KVX1" + struct.pack("<BBH", 1, 0, 1))
+    seal = struct.pack("<I", 0)
+    put("kvx_wire", "chunk_header", struct.pack("<HBBIIIQI", 0x784B, 1, 0, 1, 2, 64, 128, 7) + seal)
+    opened = struct.pack("<IQ32sIIQI", 1, 2, bytes(32), 1, 2, 1 << 20, 0)
+    bodies = {
+        1: struct.pack("<QQ16sIHH", 1, 2, bytes(16), 1 << 20, 4, 0),
+        2: bytes(32),
+        4: bytes(48),
+        6: bytes(2),
+        7: opened,
+        8: struct.pack("<IIIQ", 1, 64, 12, 768),
+        9: struct.pack("<IH", 1, 1),
+        10: struct.pack("<IQ", 1, 4096),
+        13: struct.pack("<II", 1, 2),
+        16: struct.pack("<IQQ", 2, 7, 8),
+        17: struct.pack("<IQQ", 2, 7, 8),
+        18: struct.pack("<IQI", 1, 7, 500),
+        20: bytes(8),
+        22: bytes(2),
+    }
+    for kind, body in bodies.items():
+        put("kvx_wire", f"frame_{kind:02}", frame(kind, body))
+    put("kvx_open", "all", bytes([0b01_01_10_11, 4, 16, 2]) + opened)
+    put("kvx_open", "resumed", bytes([0b10_10_01_10, 9, 1, 7]) + opened[:-4] + struct.pack("<I", 3) + b"\x01\x80\xff")
+
+
+def files() -> None:
+    keys, tensors = model(query=(4, 4))
+    put("model_gguf", "llama", gguf(keys, tensors, data=False))
+    put("model_gguf", "kinds", gguf([key(f"k{k}", k, bytes(8)) for k in (10, 11, 12)], [("q", [256, 1], 12, b"")], data=False))
+    put("checkpoint", "llama", gguf(keys, tensors))
+    put("checkpoint", "half_a_head", gguf(*model(query=(8, 2))))
+    put("model_gguf", "empty", gguf([], [("q", [32, 0, 1 << 40, 1 << 40], 0, b"")], data=False))
+    header = json.dumps({"__metadata__": {"format": "pt"}, "a": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}})
+    put("model_safetensors", "one", struct.pack("<Q", len(header)) + header.encode() + bytes(12))
+    sizes = {0: 4, 1: 2, 2: 18, 3: 20, 6: 22, 7: 24, 8: 34, 12: 144, 13: 176, 14: 210, 30: 2}
+    for kind, size in sizes.items():
+        put("model_quant", f"kind_{kind:02}", bytes([kind, 1]) + bytes(i * 37 % 256 for i in range(size)))
+
+
+def tokenizer(extra: dict) -> str:
+    return json.dumps({"version": "1.0", "truncation": None, "padding": None, **extra}, ensure_ascii=False, separators=(",", ":"))
+
+
+def tokenizers() -> None:
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    char_of = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+    added = lambda i, content, special: {"id": i, "content": content, "special": special, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    vocab = {char_of[b]: b for b in range(256)} | {"he": 256, "hel": 257}
+    bytes_of = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    bpe = {"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
+    put("text_tokenizer", "byte_level.json", tokenizer({
+        "added_tokens": [added(258, "<|end|>", True), added(259, "<tool>", False)],
+        "normalizer": None, "pre_tokenizer": bytes_of, "post_processor": None, "decoder": bytes_of,
+        "model": {**bpe, "vocab": vocab, "merges": [["h", "e"], ["he", "l"]]}}))
+    put("text_tokenizer", "small.json", tokenizer({
+        "added_tokens": [added(0, "<s>", True)],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": "\\p{N}{1,3}|\\s+(?!\\S)|\\s+"}, "behavior": "Isolated", "invert": False}, bytes_of]},
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [], "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}},
+        "decoder": bytes_of,
+        "model": {**bpe, "vocab": {"<s>": 0, "h": 1, "e": 2, "he": 3, "l": 4, "o": 5, "Ġ": 6}, "merges": ["h e"]}}))
+    put("text_tokenizer", "sentencepiece.json", tokenizer({
+        "added_tokens": [added(0, "<unk>", True), added(1, "<s>", True)],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": None, "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {**bpe, "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True, "vocab": {"<unk>": 0, "<s>": 1, "<0x0A>": 2, "▁": 3, "h": 4, "e": 5, "he": 6, "▁he": 7}, "merges": [["h", "e"], ["▁", "he"]]}}))
+    put("text_gguf_vocab", "llama", "llama\n\nu<unk>\nc<s>\nb<0x0A>\nn▁\nnh\nne\nnhe\nn▁he\nd<tool>\n")
+    for pre in ("gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "gpt-4o"):
+        put("text_gguf_vocab", pre, f"gpt2\n{pre}\nu<unk>\nc<s>\nnĠ\nnh\nne\nnhe\nn1\n h e\n")
+
+
+wire()
+files()
+tokenizers()
