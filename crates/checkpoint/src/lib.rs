@@ -159,7 +159,8 @@ impl Checkpoint {
                 .ok_or_else(|| CheckpointError::NoTensor(weight.name.clone()))?;
             let wanted: usize = weight.axes.iter().map(|&(_, n)| n).product();
             let found: usize = tensor.shape.iter().product();
-            if wanted != found {
+            let n_rows = tensor.shape.first().copied().unwrap_or(1);
+            if wanted != found || !tensor.order.suits(n_rows) {
                 let (name, shape) = (weight.name, tensor.shape.clone());
                 return Err(CheckpointError::Shape {
                     name,

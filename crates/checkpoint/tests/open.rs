@@ -91,6 +91,16 @@ fn a_wrong_buffer_and_an_unknown_name_are_refused() {
 }
 
 #[test]
+fn rows_that_are_no_whole_heads_are_refused() {
+    let seeds = fixtures().join("../../fuzz/seeds/checkpoint");
+    assert!(Checkpoint::open(&seeds.join("llama")).is_ok());
+    assert!(matches!(
+        Checkpoint::open(&seeds.join("half_a_head")),
+        Err(CheckpointError::Shape { .. })
+    ));
+}
+
+#[test]
 fn what_is_no_model_is_refused_with_its_name() {
     let error = Checkpoint::open(&fixtures().join("smollm2-greedy.json"))
         .err()

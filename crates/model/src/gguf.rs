@@ -318,6 +318,10 @@ impl<'a> Reader<'a> {
             name: name.clone(),
             id,
         })?;
+        // Nothing is ever stored in no bytes, and a size of zero would hide sizes whose product overflows.
+        if shape.contains(&0) {
+            return Err(damaged());
+        }
         let row = shape.last().copied().unwrap_or(1);
         let rows = shape
             .iter()
@@ -468,6 +472,17 @@ pub(crate) mod tests {
         let odd = Writer::default().tensor("w", &[33], 3, 0).header();
         assert!(matches!(
             Gguf::parse(&odd, 1 << 20),
+            Err(GgufError::Damaged(_))
+        ));
+    }
+
+    #[test]
+    fn a_tensor_without_elements_is_refused() {
+        let empty = Writer::default()
+            .tensor("w", &[32, 0, 1 << 40, 1 << 40], 0, 0)
+            .header();
+        assert!(matches!(
+            Gguf::parse(&empty, 1 << 20),
             Err(GgufError::Damaged(_))
         ));
     }

@@ -161,6 +161,15 @@ impl RowOrder {
         }
     }
 
+    /// Whether `n_rows` rows can lie in this order: every head is whole. Only then is every [`place`](Self::place) among
+    /// them.
+    pub fn suits(self, n_rows: usize) -> bool {
+        match self {
+            Self::Same => true,
+            Self::Interleaved { head_dim } => n_rows.is_multiple_of(head_dim),
+        }
+    }
+
     /// The place of GGUF's row `row`.
     pub fn place(self, row: usize) -> usize {
         match self {
@@ -240,5 +249,6 @@ mod tests {
         let order = RowOrder::Interleaved { head_dim: 6 };
         let places: Vec<usize> = (0..12).map(|row| order.place(row)).collect();
         assert_eq!(places, [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);
+        assert!(order.suits(12) && !order.suits(8));
     }
 }
