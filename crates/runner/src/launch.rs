@@ -1,6 +1,6 @@
 //! How a batch becomes launches: which rows go together, and the packed array of each launch's small inputs.
 
-use baton_engine::{Batch, Row, RunnerError, RunnerSpec, Sampling};
+use baton_engine::{Batch, Row, Sampling};
 use baton_graph::Packing;
 use baton_model::llama::input;
 use baton_model::{Ladder, Program};
@@ -52,40 +52,6 @@ impl Plan {
             });
         }
     }
-}
-
-/// Checks what the programs cannot: they would clamp silently.
-pub(crate) fn check(batch: &Batch, spec: &RunnerSpec) -> Result<(), RunnerError> {
-    for (i, row) in batch.rows.iter().enumerate() {
-        let n = row.tokens.len();
-        let end = row.start + n;
-        let tokens = batch.tokens.get(row.tokens.clone()).unwrap_or_default();
-        let blocks = batch.blocks.get(row.blocks.clone()).unwrap_or_default();
-        let fits = (1..=spec.max_chunk).contains(&tokens.len())
-            && end <= spec.max_model_len
-            && blocks.len() >= spec.layout.blocks_for(end);
-        if !fits {
-            return Err(RunnerError(format!(
-                "row {i} has {n} tokens from position {} in {} blocks: at most {} tokens up to position {} in \
-                 blocks of {}",
-                row.start,
-                blocks.len(),
-                spec.max_chunk,
-                spec.max_model_len,
-                spec.layout.block_size,
-            )));
-        }
-        if let Some(token) = tokens.iter().find(|&&t| t >= spec.vocab_size) {
-            return Err(RunnerError(format!("row {i}: there is no token {token}")));
-        }
-        if let Some(block) = blocks.iter().find(|b| b.0 >= spec.n_blocks) {
-            return Err(RunnerError(format!(
-                "row {i}: there is no block {}",
-                block.0
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// Writes a launch's small inputs over `words`. Everything not written is zero: padding rows have no tokens, are
@@ -155,7 +121,7 @@ fn low(n: u64) -> i32 {
 mod tests {
     use super::*;
     use baton_graph::Field;
-    use baton_kv::{BlockId, DType, KvLayout};
+    use baton_kv::BlockId;
 
     fn batch(lens: &[usize]) -> Batch {
         let mut batch = Batch::default();
@@ -252,49 +218,5 @@ mod tests {
             words,
             [100, 0, 0, 0, 1, 0, 1, 0, 2, 0, 0, 0, 0, 0, 2, 1, 0, 0]
         );
-    }
-
-    const SPEC: RunnerSpec = RunnerSpec {
-        layout: KvLayout {
-            n_layers: 1,
-            n_kv_heads: 1,
-            head_dim: 8,
-            block_size: 4,
-            dtype: DType::F32,
-            model_fingerprint: 0,
-        },
-        n_blocks: 9,
-        max_batch: 2,
-        max_chunk: 8,
-        max_model_len: 16,
-        vocab_size: 200,
-    };
-
-    #[test]
-    fn rows_that_programs_would_clamp_are_refused() {
-        let good = batch(&[1, 3]);
-        assert!(check(&good, &SPEC).is_ok());
-        let refused = |spec| check(&good, &spec).is_err();
-        assert!(refused(RunnerSpec {
-            max_chunk: 2,
-            ..SPEC
-        }));
-        assert!(refused(RunnerSpec {
-            max_model_len: 3,
-            ..SPEC
-        }));
-        assert!(refused(RunnerSpec {
-            vocab_size: 102,
-            ..SPEC
-        }));
-        assert!(refused(RunnerSpec {
-            n_blocks: 2,
-            ..SPEC
-        }));
-        let layout = KvLayout {
-            block_size: 2,
-            ..SPEC.layout
-        };
-        assert!(refused(RunnerSpec { layout, ..SPEC }));
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::OpenError;
 use crate::compile::{Loaded, compile_all, zeros};
-use crate::launch::{Launch, Plan, check, pack};
+use crate::launch::{Launch, Plan, pack};
 use crate::options::{Options, element, lower_all};
 use crate::transfer::{cut, pad, unpad};
 use crate::weights::{self, LoadWeight};
@@ -216,20 +216,6 @@ impl PjrtRunner {
             "an earlier launch failed and took the kv with it".to_owned(),
         ))
     }
-
-    fn check_blocks(&self, blocks: &[BlockId], bytes: usize) -> Result<(), RunnerError> {
-        let expected = blocks.len() * self.spec.layout.block_bytes();
-        if bytes != expected {
-            return Err(RunnerError(format!(
-                "{} blocks are {expected} bytes, not {bytes}",
-                blocks.len()
-            )));
-        }
-        match blocks.iter().find(|b| b.0 >= self.spec.n_blocks) {
-            Some(block) => Err(RunnerError(format!("there is no block {}", block.0))),
-            None => Ok(()),
-        }
-    }
 }
 
 impl Runner for PjrtRunner {
@@ -239,7 +225,7 @@ impl Runner for PjrtRunner {
 
     fn execute(&mut self, batch: &Batch, out: &mut StepOutput) -> Result<(), RunnerError> {
         self.alive()?;
-        check(batch, &self.spec)?;
+        batch.check(&self.spec)?;
         out.rows.clear();
         out.rows.resize(batch.rows.len(), None);
         self.plan.make(batch, &self.ladder);
@@ -258,7 +244,7 @@ impl Runner for PjrtRunner {
 
     fn export(&mut self, blocks: &[BlockId], out: &mut [u8]) -> Result<(), RunnerError> {
         self.alive()?;
-        self.check_blocks(blocks, out.len())?;
+        self.spec.check_blocks(blocks, out.len())?;
         for (range, rung) in cut(blocks.len(), &self.ladder.transfer) {
             let loaded = program(&self.programs, Program::Export(rung))?;
             self.words.clear();
@@ -286,7 +272,7 @@ impl Runner for PjrtRunner {
 
     fn import(&mut self, blocks: &[BlockId], data: &[u8]) -> Result<(), RunnerError> {
         self.alive()?;
-        self.check_blocks(blocks, data.len())?;
+        self.spec.check_blocks(blocks, data.len())?;
         let layout = &self.spec.layout;
         let dtype = crate::compile::pjrt_dtype(layout.dtype);
         for (range, rung) in cut(blocks.len(), &self.ladder.transfer) {
