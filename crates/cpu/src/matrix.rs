@@ -1,15 +1,15 @@
 //! Weight matrices, packed for the kernels, and their products with rows of activations.
 
 mod codec;
-mod kernel;
+pub(crate) mod kernel;
 mod pack;
 
 use crate::rows::QBlock;
 use crate::shared::Shared;
 use crate::simd::{Isa, Simd, Task};
 use baton_model::Storage;
-pub(crate) use codec::ROWS;
-use codec::{Bf16, F16, F32, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+use codec::{Bf16, F16, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+pub(crate) use codec::{F32, ROWS};
 use kernel::{Dequantized, Float, Integer, Kernel, Pairs, Rows, expand_codes, expand_floats};
 pub(crate) use pack::{pack_tile, padded, tile_bytes};
 use std::ops::Range;

@@ -3,9 +3,15 @@
 //! A kernel is a [`Task`], generic over [`Simd`], and [`Isa::run`] compiles it once for each instruction set and picks
 //! one at run time. Everything a kernel calls must be `#[inline(always)]`, or it is compiled without the instructions.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
 
+#[cfg(target_arch = "x86_64")]
+use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
 use avx512::Avx512;
 use portable::Portable;
 
@@ -14,9 +20,14 @@ use portable::Portable;
 pub enum Isa {
     /// Plain Rust, for every machine.
     Portable,
+    /// AVX2 with FMA and F16C: Haswell, Zen and later.
+    Avx2,
     /// AVX-512 with F, BW, DQ, VL, VNNI and BF16: Zen 4, Sapphire Rapids and later.
     Avx512,
 }
+
+/// All instruction sets, the better after the worse.
+const ISAS: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
 
 /// A computation over lanes.
 pub(crate) trait Task {
@@ -30,26 +41,34 @@ pub(crate) trait Task {
 impl Isa {
     /// The best that this machine has.
     pub fn detect() -> Self {
-        if avx512::available() {
-            Self::Avx512
-        } else {
-            Self::Portable
-        }
+        Self::all().last().copied().unwrap_or(Self::Portable)
     }
 
-    /// All that this machine has.
+    /// All that this machine has, the best last.
     pub fn all() -> Vec<Self> {
-        let mut all = vec![Self::Portable];
-        if avx512::available() {
-            all.push(Self::Avx512);
+        ISAS.into_iter().filter(|isa| isa.available()).collect()
+    }
+
+    /// Whether this machine has it.
+    fn available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => avx2::available(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => avx512::available(),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::Avx512 => false,
         }
-        all
     }
 
     /// Runs a task with this instruction set. An instruction set that the machine lacks is replaced by a portable one.
     #[inline]
     pub(crate) fn run<T: Task>(self, task: T) -> T::Output {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 if avx2::available() => Avx2::run(task),
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512 if avx512::available() => Avx512::run(task),
             _ => task.run(Portable),
         }
@@ -77,20 +96,20 @@ pub(crate) trait Simd: Copy {
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
-    /// `a * b + c`.
+    /// `a * b + c`, rounded once or twice.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The greater; `b` where either is not a number.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// The lesser; `b` where either is not a number.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     fn abs(self, a: Self::F) -> Self::F;
-    /// The nearest integer, the even one of two.
+    /// The nearest whole number, the even one of two.
     fn round(self, a: Self::F) -> Self::F;
-    /// `x * 2^n` for whole `n` from -126 to 127.
+    /// `x * 2^n`, rounded once, for whole `n` from -126 to 127.
     fn scale2(self, x: Self::F, n: Self::F) -> Self::F;
-    /// Sum of all lanes.
+    /// Sum of all lanes, in any order.
     fn sum(self, a: Self::F) -> f32;
-    /// Greatest lane.
+    /// Greatest lane, if all are numbers; otherwise any of them.
     fn greatest(self, a: Self::F) -> f32;
 
     fn splat_i(self, x: i32) -> Self::I;
@@ -101,21 +120,25 @@ pub(crate) trait Simd: Copy {
     fn low_nibbles(self, x: Self::I) -> Self::I;
     /// High half of every byte.
     fn high_nibbles(self, x: Self::I) -> Self::I;
-    /// Adds `value` to the bytes whose bit in `mask` is set; no byte overflows.
+    /// Adds `value` to the bytes whose bit in `mask` is set; no byte has any of its bits yet.
     fn add_where(self, x: Self::I, mask: u64, value: u8) -> Self::I;
     /// Byte `j` (0 to 3) of every lane, unsigned.
     fn byte(self, x: Self::I, j: u32) -> Self::F;
-    /// Adds the products of each lane's four unsigned bytes in `u` with the four signed ones in `i`.
+    /// Adds the products of each lane's four unsigned bytes in `u` with the four signed ones in `i`: exact for all bytes,
+    /// and the sum wraps. Fastest where the compiler can see that no byte in `u` has its highest bit.
     fn dot4(self, sum: Self::I, u: Self::I, i: Self::I) -> Self::I;
-    /// Adds the products of each lane's two bf16 in `a` and `b`. Subnormal products may count as zero.
+    /// Adds the products of each lane's two bf16 in `a` and `b`, rounded after each or less often. Subnormal operands,
+    /// products and sums may count as zero.
     fn dot2(self, sum: Self::F, a: Self::I, b: Self::I) -> Self::F;
     /// The bf16 in the low half of every lane.
     fn low_bf16(self, x: Self::I) -> Self::F;
     /// The bf16 in the high half of every lane.
     fn high_bf16(self, x: Self::I) -> Self::F;
-    /// Each lane rounded to signed bytes; within ±127 already.
+    /// Each lane rounded to signed bytes, the nearest, the even one of two; within ±127 already. What is not a number
+    /// becomes any byte.
     fn store_i8(self, x: Self::F, to: &mut [i8; 16]);
-    /// Each lane rounded to bf16, the nearest, even.
+    /// Each lane rounded to bf16, the nearest, the even one of two. Subnormal numbers may become zero; what is not a
+    /// number stays none.
     fn store_bf16(self, x: Self::F, to: &mut [u16; 16]);
 
     /// 0 in every lane.
@@ -124,7 +147,8 @@ pub(crate) trait Simd: Copy {
         self.splat(0.0)
     }
 
-    /// `2^x`, to about 2e-7 of itself; below -126 it is as good as nothing.
+    /// `2^x`, to 2e-7 of itself, for `x` from -126 to 126. Beyond, it is `2^-126`, which is as good as nothing, or
+    /// `2^126`; so it is for what is not a number.
     #[inline(always)]
     fn exp2(self, x: Self::F) -> Self::F {
         let x = self.max(self.min(x, self.splat(126.0)), self.splat(-126.0));
@@ -146,3 +170,6 @@ pub(crate) trait Simd: Copy {
         self.scale2(power, whole)
     }
 }
+
+#[cfg(test)]
+mod tests;

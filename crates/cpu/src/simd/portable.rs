@@ -148,7 +148,7 @@ impl Simd for Portable {
         from_fn(|i| {
             let mut lane = bytes(x[i]);
             for (j, byte) in lane.iter_mut().enumerate() {
-                *byte = byte.wrapping_add(value * (mask >> (4 * i + j) & 1) as u8);
+                *byte |= value * (mask >> (4 * i + j) & 1) as u8;
             }
             u32::from_le_bytes(lane)
         })

@@ -1,0 +1,337 @@
+//! The KV pool, laid out for the kernels.
+//!
+//! A *home* is what one block holds of one layer and one KV head: its keys, then its values. Keys lie in tiles of sixteen
+//! slots, so that scores have slots as lanes; values lie slot by slot, so that outputs have dimensions as lanes. Bf16 goes
+//! in pairs, of dimensions in keys and of slots in values, as [`crate::simd::Simd::dot2`] eats them. The canonical order
+//! of the wire is made and undone here only.
+#![expect(
+    unsafe_code,
+    reason = "tokens of one step are written by several threads, each its own"
+)]
+
+use crate::matrix::ROWS;
+use crate::shared::{Plain, Shared};
+use baton_kv::{BlockId, DType, KvLayout};
+use half::bf16;
+use std::ops::Range;
+
+/// Slots of a tile of keys.
+pub(crate) const SLOTS: usize = ROWS;
+
+/// The pool of all layers.
+pub(crate) struct KvCache {
+    pub(crate) shape: Shape,
+    pub(crate) pool: Pool,
+}
+
+/// Sizes of a home.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    n_layers: usize,
+    pub(crate) n_kv_heads: usize,
+    pub(crate) head_dim: usize,
+    /// `head_dim` up to whole lanes; the rest is zero.
+    pub(crate) padded_dim: usize,
+    pub(crate) block_size: usize,
+    n_blocks: usize,
+}
+
+/// One buffer a layer.
+pub(crate) enum Pool {
+    F32(Vec<Shared<f32>>),
+    Bf16(Vec<Shared<u16>>),
+}
+
+/// An element of the pool.
+pub(crate) trait Element: Plain {
+    /// How many lie together.
+    const PAIR: usize;
+    fn of(x: f32) -> Self;
+    fn put(self, out: &mut [u8]);
+    fn get(bytes: &[u8]) -> Self;
+}
+
+impl Element for f32 {
+    const PAIR: usize = 1;
+
+    fn of(x: f32) -> Self {
+        x
+    }
+
+    fn put(self, out: &mut [u8]) {
+        out.copy_from_slice(&self.to_le_bytes());
+    }
+
+    fn get(bytes: &[u8]) -> Self {
+        Self::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+}
+
+/// Bits of a bf16.
+impl Element for u16 {
+    const PAIR: usize = 2;
+
+    fn of(x: f32) -> Self {
+        bf16::from_f32(x).to_bits()
+    }
+
+    fn put(self, out: &mut [u8]) {
+        out.copy_from_slice(&self.to_le_bytes());
+    }
+
+    fn get(bytes: &[u8]) -> Self {
+        Self::from_le_bytes([bytes[0], bytes[1]])
+    }
+}
+
+impl Shape {
+    /// Elements of a home.
+    const fn home_len(&self) -> usize {
+        2 * self.values_at()
+    }
+
+    /// Where a home's values begin.
+    pub(crate) const fn values_at(&self) -> usize {
+        self.block_size * self.padded_dim
+    }
+
+    /// A home's place in its layer's buffer.
+    pub(crate) fn home(&self, block: u32, head: usize) -> Range<usize> {
+        let at = (block as usize * self.n_kv_heads + head) * self.home_len();
+        at..at + self.home_len()
+    }
+
+    /// Place of a key's element in its home.
+    const fn key(&self, pair: usize, slot: usize, d: usize) -> usize {
+        slot / SLOTS * SLOTS * self.padded_dim + (d / pair * SLOTS + slot % SLOTS) * pair + d % pair
+    }
+
+    /// Place of a value's element in its home.
+    const fn value(&self, pair: usize, slot: usize, d: usize) -> usize {
+        self.values_at() + (slot / pair * self.padded_dim + d) * pair + slot % pair
+    }
+}
+
+impl KvCache {
+    /// An empty pool. It takes memory as it is written.
+    ///
+    /// # Errors
+    /// In words, a layout that the kernels have no tiles for.
+    pub(crate) fn new(layout: &KvLayout, n_blocks: u32) -> Result<Self, String> {
+        let block_size = layout.block_size as usize;
+        if block_size == 0 || !block_size.is_multiple_of(SLOTS) {
+            return Err(format!(
+                "--block-size {block_size}: the cpu device takes multiples of {SLOTS}"
+            ));
+        }
+        let head_dim = layout.head_dim as usize;
+        let shape = Shape {
+            n_layers: layout.n_layers as usize,
+            n_kv_heads: layout.n_kv_heads as usize,
+            head_dim,
+            padded_dim: head_dim.next_multiple_of(ROWS),
+            block_size,
+            n_blocks: n_blocks as usize,
+        };
+        let len = shape.n_blocks * shape.n_kv_heads * shape.home_len();
+        let pool = match layout.dtype {
+            DType::F32 => Pool::F32((0..shape.n_layers).map(|_| Shared::zeroed(len)).collect()),
+            DType::BF16 => Pool::Bf16((0..shape.n_layers).map(|_| Shared::zeroed(len)).collect()),
+            DType::F16 => return Err("the cpu device keeps KV in float32 or bfloat16".to_owned()),
+        };
+        Ok(Self { shape, pool })
+    }
+
+    /// Writes one token's keys and values of all heads: each `[kv head][head_dim]`, perhaps with padding at the end.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes this slot meanwhile.
+    pub(crate) unsafe fn write(&self, layer: usize, [block, slot]: [u32; 2], k: &[f32], v: &[f32]) {
+        let (shape, slot) = (&self.shape, slot as usize);
+        // SAFETY: the caller's promise.
+        unsafe {
+            match &self.pool {
+                Pool::F32(layers) => write(shape, &layers[layer], block, slot, k, v),
+                Pool::Bf16(layers) => write(shape, &layers[layer], block, slot, k, v),
+            }
+        }
+    }
+
+    /// Blocks in canonical order, see [`KvLayout`]; `out` has exactly their bytes.
+    pub(crate) fn export(&mut self, blocks: &[BlockId], out: &mut [u8]) {
+        match &mut self.pool {
+            Pool::F32(layers) => export(&self.shape, layers, blocks, out),
+            Pool::Bf16(layers) => export(&self.shape, layers, blocks, out),
+        }
+    }
+
+    /// Overwrites blocks from canonical order.
+    pub(crate) fn import(&mut self, blocks: &[BlockId], data: &[u8]) {
+        match &mut self.pool {
+            Pool::F32(layers) => import(&self.shape, layers, blocks, data),
+            Pool::Bf16(layers) => import(&self.shape, layers, blocks, data),
+        }
+    }
+}
+
+/// # Safety
+/// See [`KvCache::write`].
+unsafe fn write<E: Element>(
+    shape: &Shape,
+    layer: &Shared<E>,
+    block: u32,
+    slot: usize,
+    k: &[f32],
+    v: &[f32],
+) {
+    let dim = shape.head_dim;
+    let heads = k.chunks_exact(dim).zip(v.chunks_exact(dim));
+    for (head, (k, v)) in heads.take(shape.n_kv_heads).enumerate() {
+        let home = shape.home(block, head).start;
+        let put = |at: usize, x: f32| {
+            // SAFETY: elements of different slots are different elements; the slot is the caller's alone.
+            let place = unsafe { layer.get_mut(home + at..home + at + 1) };
+            place[0] = E::of(x);
+        };
+        for (d, (&k, &v)) in k.iter().zip(v).enumerate() {
+            put(shape.key(E::PAIR, slot, d), k);
+            put(shape.value(E::PAIR, slot, d), v);
+        }
+    }
+}
+
+fn export<E: Element>(shape: &Shape, layers: &mut [Shared<E>], blocks: &[BlockId], out: &mut [u8]) {
+    let mut out = out.chunks_exact_mut(size_of::<E>());
+    each_home(shape, layers, blocks, |shape, home| {
+        each_place::<E>(shape, |at| {
+            if let Some(out) = out.next() {
+                home[at].put(out);
+            }
+        });
+    });
+}
+
+fn import<E: Element>(shape: &Shape, layers: &mut [Shared<E>], blocks: &[BlockId], data: &[u8]) {
+    let mut data = data.chunks_exact(size_of::<E>());
+    each_home(shape, layers, blocks, |shape, home| {
+        each_place::<E>(shape, |at| {
+            if let Some(data) = data.next() {
+                home[at] = E::get(data);
+            }
+        });
+    });
+}
+
+/// Every home of these blocks in canonical order.
+fn each_home<E: Element>(
+    shape: &Shape,
+    layers: &mut [Shared<E>],
+    blocks: &[BlockId],
+    mut visit: impl FnMut(&Shape, &mut [E]),
+) {
+    for layer in layers {
+        for head in 0..shape.n_kv_heads {
+            for block in blocks {
+                visit(shape, &mut layer.all()[shape.home(block.0, head)]);
+            }
+        }
+    }
+}
+
+/// Every element's place in its home in canonical order.
+fn each_place<E: Element>(shape: &Shape, mut visit: impl FnMut(usize)) {
+    let places: [fn(&Shape, usize, usize, usize) -> usize; 2] = [
+        |shape, pair, slot, d| shape.key(pair, slot, d),
+        |shape, pair, slot, d| shape.value(pair, slot, d),
+    ];
+    for place in places {
+        for slot in 0..shape.block_size {
+            for d in 0..shape.head_dim {
+                visit(place(shape, E::PAIR, slot, d));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(dtype: DType) -> KvLayout {
+        KvLayout {
+            n_layers: 2,
+            n_kv_heads: 3,
+            head_dim: 20,
+            block_size: 32,
+            dtype,
+            model_fingerprint: 0,
+        }
+    }
+
+    /// A number that names its place and that bf16 holds.
+    fn mark(layer: usize, head: usize, block: usize, kv: usize, slot: usize, d: usize) -> f32 {
+        ((layer * 31 + head * 17 + block * 7 + kv * 3 + slot * 5 + d) % 251) as f32
+    }
+
+    fn filled(dtype: DType) -> KvCache {
+        let layout = layout(dtype);
+        let cache = KvCache::new(&layout, 4).unwrap();
+        for layer in 0..2 {
+            for block in 0..4 {
+                for slot in 0..32 {
+                    let row = |kv| -> Vec<f32> {
+                        (0..3 * 20)
+                            .map(|i| mark(layer, i / 20, block, kv, slot, i % 20))
+                            .collect()
+                    };
+                    let place = [block as u32, slot as u32];
+                    // SAFETY: the test is alone.
+                    unsafe { cache.write(layer, place, &row(0), &row(1)) };
+                }
+            }
+        }
+        cache
+    }
+
+    #[test]
+    fn blocks_leave_in_canonical_order_and_come_back_elsewhere() {
+        for dtype in [DType::F32, DType::BF16] {
+            let mut cache = filled(dtype);
+            let layout = layout(dtype);
+            let mut bytes = vec![0xaa; 2 * layout.block_bytes()];
+            cache.export(&[BlockId(3), BlockId(1)], &mut bytes);
+            let mut elements = bytes.chunks_exact(dtype.bytes());
+            for layer in 0..2 {
+                for head in 0..3 {
+                    for block in [3, 1] {
+                        for kv in 0..2 {
+                            for i in 0..32 * 20 {
+                                let found = elements.next().unwrap();
+                                let found = match dtype {
+                                    DType::F32 => <f32 as Element>::get(found),
+                                    _ => bf16::from_bits(<u16 as Element>::get(found)).to_f32(),
+                                };
+                                assert_eq!(found, mark(layer, head, block, kv, i / 20, i % 20));
+                            }
+                        }
+                    }
+                }
+            }
+            cache.import(&[BlockId(0), BlockId(2)], &bytes);
+            let mut again = vec![0; bytes.len()];
+            cache.export(&[BlockId(0), BlockId(2)], &mut again);
+            assert!(again == bytes);
+            cache.export(&[BlockId(3), BlockId(1)], &mut again);
+            assert!(again == bytes);
+        }
+    }
+
+    #[test]
+    fn blocks_that_are_no_whole_tiles_are_refused() {
+        let layout = KvLayout {
+            block_size: 24,
+            ..layout(DType::F32)
+        };
+        assert!(KvCache::new(&layout, 2).is_err());
+    }
+}
