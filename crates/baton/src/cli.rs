@@ -93,9 +93,14 @@ pub(crate) struct Serve {
     /// Memory for KV blocks, such as 512MiB.
     #[arg(long, default_value = "512MiB", value_parser = byte_count)]
     pub kv_cache_memory_bytes: u64,
-    /// Element type of weights and KV. Default: f32 on CPU, bf16 elsewhere.
+    /// Element type of activations and KV. On the cpu, float32 is exact; auto rounds activations to 8 bits where weights
+    /// have 8 or fewer, else as the weights are, and keeps KV in bf16. Elsewhere weights have this type too: auto is f32
+    /// on xla-cpu, bf16 on cuda and tpu.
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
+    /// Threads that compute, on the cpu. Default: as many as this process may use.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
     /// Devices that one model is spread over. Only 1 for now.
     #[arg(long, default_value_t = 1)]
     pub tensor_parallel_size: usize,
@@ -199,7 +204,10 @@ pub(crate) enum Role {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Device {
+    /// Our own kernels on the CPU.
     Cpu,
+    /// The CPU through XLA's plugin: slower, and compiled at the first start.
+    XlaCpu,
     Cuda,
     Tpu,
     /// No device: made-up tokens, for trying what surrounds a model.

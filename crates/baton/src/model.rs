@@ -1,5 +1,7 @@
 //! From a MODEL argument and flags to a model on a device.
 
+mod native;
+
 use crate::Failure;
 use crate::cli::{Device, Dtype, Role, Serve};
 use crate::fetch::{self, Artifact, data_dir};
@@ -44,20 +46,24 @@ fn hub_cache() -> Option<PathBuf> {
 pub(crate) fn plugin(device: Device, given: Option<&Path>) -> Result<PathBuf, Failure> {
     match (given, device) {
         (Some(path), _) => Ok(path.to_owned()),
-        (None, Device::Cpu) => bring(&fetch::CPU),
+        (None, Device::XlaCpu) => bring(&fetch::CPU),
         (None, Device::Tpu) => bring(&fetch::TPU),
         (None, Device::Cuda) => Err(Failure::Usage(anyhow!(
             "--device cuda needs --plugin FILE: xla_cuda_plugin.so out of the Python package jax-cuda13-pjrt"
         ))),
-        (None, Device::Sim) => Err(Failure::Usage(anyhow!("--device sim has no plugin"))),
+        (None, Device::Cpu | Device::Sim) => Err(Failure::Usage(anyhow!(
+            "this --device has no plugin; xla-cpu, cuda and tpu have"
+        ))),
     }
 }
 
 /// The KV element type that the flags ask for.
 pub(crate) fn dtype(dtype: Dtype, device: Device) -> baton_kv::DType {
     match (dtype, device) {
-        (Dtype::Float32, _) | (Dtype::Auto, Device::Cpu | Device::Sim) => baton_kv::DType::F32,
-        (Dtype::Bfloat16, _) | (Dtype::Auto, Device::Cuda | Device::Tpu) => baton_kv::DType::BF16,
+        (Dtype::Float32, _) | (Dtype::Auto, Device::XlaCpu | Device::Sim) => baton_kv::DType::F32,
+        (Dtype::Bfloat16, _) | (Dtype::Auto, Device::Cpu | Device::Cuda | Device::Tpu) => {
+            baton_kv::DType::BF16
+        }
     }
 }
 
@@ -93,25 +99,37 @@ fn runner_role(args: &Serve) -> baton_runner::Role {
     }
 }
 
-/// Loads weights and programs, saying on standard error how far it has come.
+/// Loads a model onto its device, saying on standard error how far it has come.
 pub(crate) fn load(
     args: &Serve,
     checkpoint: &Checkpoint,
     shapes: Shapes,
 ) -> Result<Box<dyn Runner>, Failure> {
+    let fingerprint = checkpoint
+        .fingerprint()
+        .map_err(|e| Failure::Usage(e.into()))?;
+    match args.device {
+        Device::Cpu => native::load(args, checkpoint, fingerprint, shapes),
+        _ => through_pjrt(args, checkpoint, fingerprint, shapes),
+    }
+}
+
+fn through_pjrt(
+    args: &Serve,
+    checkpoint: &Checkpoint,
+    fingerprint: u64,
+    shapes: Shapes,
+) -> Result<Box<dyn Runner>, Failure> {
     let options = Options {
         plugin: plugin(args.device, args.plugin.as_deref())?,
         client: match args.device {
-            Device::Cpu => vec![("cpu_device_count".to_owned(), baton_pjrt::Value::Int64(1))],
+            Device::XlaCpu => vec![("cpu_device_count".to_owned(), baton_pjrt::Value::Int64(1))],
             _ => Vec::new(),
         },
         compiler: Vec::new(),
         shapes,
         cache_dir: Some(compile_cache().map_err(Failure::Usage)?),
     };
-    let fingerprint = checkpoint
-        .fingerprint()
-        .map_err(|e| Failure::Usage(e.into()))?;
     let weights =
         |name: &str, dtype, out: &mut [u8]| checkpoint.load(name, dtype, out).map_err(Into::into);
     let model = Model {
@@ -132,6 +150,14 @@ fn compile_cache() -> anyhow::Result<PathBuf> {
     match std::env::var_os("BATON_COMPILE_CACHE").filter(|value| !value.is_empty()) {
         Some(path) => Ok(path.into()),
         None => Ok(data_dir()?.join("compiled")),
+    }
+}
+
+/// Weights packed for the CPU's kernels, kept from start to start: `$BATON_WEIGHT_CACHE`, else below the data folder.
+fn weight_cache() -> anyhow::Result<PathBuf> {
+    match std::env::var_os("BATON_WEIGHT_CACHE").filter(|value| !value.is_empty()) {
+        Some(path) => Ok(path.into()),
+        None => Ok(data_dir()?.join("packed")),
     }
 }
 

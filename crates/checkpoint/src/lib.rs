@@ -14,7 +14,7 @@ pub use error::CheckpointError;
 pub use resolve::{ModelPath, hub_snapshot, resolve};
 
 use baton_kv::DType;
-use baton_model::Config;
+use baton_model::{Config, Storage};
 use baton_text::{ChatTemplate, Tokenizer};
 use rustc_hash::FxHashMap;
 use sha2::{Digest as _, Sha256};
@@ -118,13 +118,39 @@ impl Checkpoint {
     /// Reads a weight by its Hugging Face name into `out`: row-major elements of `dtype`, little-endian, filling it
     /// exactly. Uses memory for a few rows. Callable from many threads at once.
     pub fn load(&self, name: &str, dtype: DType, out: &mut [u8]) -> Result<(), CheckpointError> {
-        let tensor = self
-            .tensors
-            .get(name)
-            .ok_or_else(|| CheckpointError::NoTensor(name.to_owned()))?;
+        let tensor = self.tensor(name)?;
         tensor
             .load(&self.files[tensor.file], dtype, out)
             .map_err(|error| error.in_tensor(name))
+    }
+
+    /// How a weight is stored.
+    pub fn storage(&self, name: &str) -> Result<Storage, CheckpointError> {
+        Ok(self.tensor(name)?.storage)
+    }
+
+    /// Reads a weight's rows as they are stored, in Hugging Face's order.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
+        let tensor = self.tensor(name)?;
+        tensor
+            .rows(&self.files[tensor.file])
+            .map_err(|error| error.in_tensor(name))
+    }
+
+    fn tensor(&self, name: &str) -> Result<&Tensor, CheckpointError> {
+        self.tensors
+            .get(name)
+            .ok_or_else(|| CheckpointError::NoTensor(name.to_owned()))
+    }
+
+    /// Changes when a file is replaced: sizes and times of all of them.
+    pub fn stamp(&self) -> std::io::Result<u64> {
+        let mut sha = Sha256::new();
+        for file in &self.files {
+            let about = file.metadata()?;
+            sha.update(format!("{} {:?}", about.len(), about.modified()?));
+        }
+        Ok(first_word(sha))
     }
 
     /// Tells this model from others, fine-tunes of it included: a hash of configuration, tensor table and the first bytes
@@ -144,10 +170,7 @@ impl Checkpoint {
                 .map_err(|error| error.in_tensor(name))?;
             sha.update(&sample[..n]);
         }
-        let digest: [u8; 32] = sha.finalize().into();
-        let mut first = [0; 8];
-        first.copy_from_slice(&digest[..8]);
-        Ok(u64::from_le_bytes(first))
+        Ok(first_word(sha))
     }
 
     /// Every weight that the configuration asks for is there, in the right shape.
@@ -171,4 +194,11 @@ impl Checkpoint {
         }
         Ok(self)
     }
+}
+
+fn first_word(sha: Sha256) -> u64 {
+    let digest: [u8; 32] = sha.finalize().into();
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest[..8]);
+    u64::from_le_bytes(first)
 }

@@ -28,6 +28,23 @@ impl Tensor {
             .map_err(TensorError::Read)
     }
 
+    /// All rows as they are stored, in Hugging Face's order.
+    pub(crate) fn rows(&self, file: &File) -> Result<Vec<u8>, TensorError> {
+        let mut bytes = vec![0; self.n_bytes];
+        self.read(file, 0, &mut bytes)?;
+        let n_rows = self.shape.first().copied().unwrap_or(1).max(1);
+        let row_bytes = self.n_bytes / n_rows;
+        if self.order == RowOrder::Same || row_bytes == 0 {
+            return Ok(bytes);
+        }
+        let mut ordered = vec![0; bytes.len()];
+        for (row, from) in bytes.chunks_exact(row_bytes).enumerate() {
+            let place = self.order.place(row) * row_bytes;
+            ordered[place..place + row_bytes].copy_from_slice(from);
+        }
+        Ok(ordered)
+    }
+
     /// Reads all elements into `out` as `dtype`, rows in Hugging Face's order.
     pub(crate) fn load(
         &self,

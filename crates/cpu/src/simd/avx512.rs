@@ -48,6 +48,13 @@ macro_rules! intrinsic {
     };
 }
 
+/// The same bits as pairs of bf16.
+#[inline(always)]
+fn pairs(x: __m512i) -> __m512bh {
+    // SAFETY: same size, and every bit pattern is a bf16.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(x) }
+}
+
 impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
@@ -202,10 +209,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn dot2(self, sum: __m512, a: __m512i, b: __m512i) -> __m512 {
-        // SAFETY: same size, and every bit pattern is a bf16.
-        let (a, b): (__m512bh, __m512bh) =
-            unsafe { (std::mem::transmute(a), std::mem::transmute(b)) };
-        intrinsic!(_mm512_dpbf16_ps(sum, a, b))
+        intrinsic!(_mm512_dpbf16_ps(sum, pairs(a), pairs(b)))
     }
 
     #[inline(always)]
@@ -233,7 +237,7 @@ impl Simd for Avx512 {
     fn store_bf16(self, x: __m512, to: &mut [u16; 16]) {
         let half = intrinsic!(_mm512_cvtneps_pbh(x));
         // SAFETY: same size, and every bit pattern is an integer.
-        let half: __m256i = unsafe { std::mem::transmute(half) };
+        let half: __m256i = unsafe { std::mem::transmute::<__m256bh, __m256i>(half) };
         intrinsic!(_mm256_storeu_si256(to.as_mut_ptr().cast(), half));
     }
 }
