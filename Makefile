@@ -5,11 +5,14 @@ CARGO ?= cargo
 BATON := target/release/baton
 VENV := .venv
 PY := $(VENV)/bin/python
+PEERS := .venv-peers
+THREADS ?= 2
+ROUNDS ?= 3
 SECONDS ?= 60
 # Where `baton fetch` puts what the tests need; printed by the binary, so that this file knows no paths.
 FETCHED = BATON_PJRT_CPU="$$($(BATON) fetch cpu)" BATON_SMOLLM2="$$($(BATON) fetch smollm2)"
 
-.PHONY: help up build test test-rust test-system test-slow check fmt lint layers doc bench fuzz fetch clean
+.PHONY: help up build test test-rust test-system test-slow check fmt lint layers doc bench bench-peers fuzz fetch clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -65,6 +68,17 @@ fuzz: ## every parser against made-up input; SECONDS=n for each (60), 0: just th
 bench: build $(VENV)/stamp ## the figures of BENCHMARKS.md
 	@$(PY) tests/bench/figures.py
 
+# llama.cpp is built from source for this machine's instructions; the rest of both peers is some 6 GB of wheels.
+$(PEERS)/stamp: tests/bench/requirements-peers.txt tests/bench/overrides-peers.txt
+	@python3 -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check uv==0.13.9
+	@CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(PEERS)/bin/uv pip install -q --python $(PEERS)/bin/python \
+		--override tests/bench/overrides-peers.txt -r $<
+	@touch $@
+
+bench-peers: build $(PEERS)/stamp ## beside llama.cpp and vLLM on the same cores; THREADS=n (2), ROUNDS=n (3)
+	@$(PEERS)/bin/python tests/bench/cpu_peers.py --threads $(THREADS) --rounds $(ROUNDS)
+
 clean: ## remove build outputs
 	@$(CARGO) clean
-	@rm -rf $(VENV)
+	@rm -rf $(VENV) $(PEERS)
