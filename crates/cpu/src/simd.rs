@@ -7,12 +7,16 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
 use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+use neon::Neon;
 use portable::Portable;
 
 /// An instruction set that kernels exist for.
@@ -20,6 +24,8 @@ use portable::Portable;
 pub enum Isa {
     /// Plain Rust, for every machine.
     Portable,
+    /// NEON with DOTPROD: Armv8.2 and later, Apple M1 and later.
+    Neon,
     /// AVX2 with FMA and F16C: Haswell, Zen and later.
     Avx2,
     /// AVX-512 with F, BW, DQ, VL, VNNI and BF16: Zen 4, Sapphire Rapids and later.
@@ -27,7 +33,7 @@ pub enum Isa {
 }
 
 /// All instruction sets, the better after the worse.
-const ISAS: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+const ISAS: [Isa; 4] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512];
 
 /// A computation over lanes.
 pub(crate) trait Task {
@@ -53,12 +59,13 @@ impl Isa {
     fn available(self) -> bool {
         match self {
             Self::Portable => true,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => neon::available(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => avx2::available(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => avx512::available(),
-            #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512 => false,
+            _ => false,
         }
     }
 
@@ -66,6 +73,8 @@ impl Isa {
     #[inline]
     pub(crate) fn run<T: Task>(self, task: T) -> T::Output {
         match self {
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon if neon::available() => Neon::run(task),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 if avx2::available() => Avx2::run(task),
             #[cfg(target_arch = "x86_64")]
