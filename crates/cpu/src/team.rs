@@ -1,17 +1,18 @@
 //! The threads of a process that compute together.
 //!
 //! A step is one piece of work that all members run from beginning to end; where its parts depend on each other they
-//! meet. Members that wait spin for some microseconds, then give their turn away, then sleep: nothing spins while idle.
+//! meet. Members that wait spin for a moment, then give their turn away, then sleep: nothing spins while idle.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// Looks before a waiting thread gives its turn away; some ten microseconds.
-const SPINS: u32 = 4000;
-/// Turns given away before it sleeps.
-const YIELDS: u32 = 16;
+/// Looks before a waiting thread gives its turn away; two microseconds or so. Members may well share a processor with each
+/// other or with another server's, and then whoever looks on keeps the one it waits for from running.
+const SPINS: u32 = 50;
+/// Turns given away before it sleeps; half a millisecond if nobody takes them.
+const YIELDS: u32 = 1000;
 
 /// Threads that compute together. The thread that owns it is one of them.
 pub(crate) struct Team {
