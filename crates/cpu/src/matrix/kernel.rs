@@ -162,60 +162,105 @@ impl<C: Codec> Kernel for Dequantized<'_, C> {
     }
 }
 
-/// Sums of one row that grow side by side, since one sum alone waits for itself at every step.
+/// Sums of one row that grow apart, since one sum alone waits for itself at every step: unit `u` belongs to chain
+/// `u % CHAINS`. However many rows are computed together, each adds up in the same order, so that what a row gives does
+/// not depend on what it is batched with.
 const CHAINS: usize = 4;
+
+/// Rows with which one chain at a time keeps the processor busy.
+const MANY: usize = 8;
 
 impl<C: Floats + Copy> Kernel for Float<'_, C> {
     #[inline(always)]
     fn sums<S: Simd, const M: usize>(self, s: S, tile: &[u8], first: usize) -> [S::F; M] {
         let rows = self.0.take::<M>(first);
+        let quads = C::units(tile).as_chunks::<CHAINS>().0;
         let mut sums = [[s.zero(); M]; CHAINS];
-        for (q, units) in C::units(tile).as_chunks::<CHAINS>().0.iter().enumerate() {
-            for (c, unit) in units.iter().enumerate() {
-                let chain = if M < CHAINS * 2 { c } else { 0 };
-                let weights = C::load(s, unit);
-                for i in 0..C::INPUTS {
-                    let k = (q * CHAINS + c) * C::INPUTS + i;
-                    for m in 0..M {
-                        let x = s.splat(rows[m][k]);
-                        sums[chain][m] = s.fma(weights[i], x, sums[chain][m]);
-                    }
+        if M < MANY {
+            for (q, units) in quads.iter().enumerate() {
+                for c in 0..CHAINS {
+                    sums[c] = float_unit::<S, C, M>(s, &units[c], q * CHAINS + c, rows, sums[c]);
                 }
+            }
+        } else {
+            for c in 0..CHAINS {
+                let mut chain = [s.zero(); M];
+                for (q, units) in quads.iter().enumerate() {
+                    chain = float_unit::<S, C, M>(s, &units[c], q * CHAINS + c, rows, chain);
+                }
+                sums[c] = chain;
             }
         }
         together(s, sums)
     }
+}
+
+/// Adds the products of one unit.
+#[inline(always)]
+fn float_unit<S: Simd, C: Floats, const M: usize>(
+    s: S,
+    unit: &C::Unit,
+    u: usize,
+    rows: [&[f32]; M],
+    mut sums: [S::F; M],
+) -> [S::F; M] {
+    let weights = C::load(s, unit);
+    for i in 0..C::INPUTS {
+        for m in 0..M {
+            sums[m] = s.fma(weights[i], s.splat(rows[m][u * C::INPUTS + i]), sums[m]);
+        }
+    }
+    sums
 }
 
 impl Kernel for Pairs<'_> {
     #[inline(always)]
     fn sums<S: Simd, const M: usize>(self, s: S, tile: &[u8], first: usize) -> [S::F; M] {
         let rows = self.0.take::<M>(first);
+        let quads = tile.as_chunks::<64>().0.as_chunks::<CHAINS>().0;
         let mut sums = [[s.zero(); M]; CHAINS];
-        let units = tile.as_chunks::<64>().0.as_chunks::<CHAINS>().0;
-        for (q, units) in units.iter().enumerate() {
-            for (c, unit) in units.iter().enumerate() {
-                let chain = if M < CHAINS * 2 { c } else { 0 };
-                let weights = s.load_i(unit);
-                for m in 0..M {
-                    let x = s.splat_i(rows[m][q * CHAINS + c].cast_signed());
-                    sums[chain][m] = s.dot2(sums[chain][m], weights, x);
+        if M < MANY {
+            for (q, units) in quads.iter().enumerate() {
+                for c in 0..CHAINS {
+                    sums[c] = pair_unit(s, &units[c], q * CHAINS + c, rows, sums[c]);
                 }
+            }
+        } else {
+            for c in 0..CHAINS {
+                let mut chain = [s.zero(); M];
+                for (q, units) in quads.iter().enumerate() {
+                    chain = pair_unit(s, &units[c], q * CHAINS + c, rows, chain);
+                }
+                sums[c] = chain;
             }
         }
         together(s, sums)
     }
 }
 
+/// Adds the products of one unit.
+#[inline(always)]
+fn pair_unit<S: Simd, const M: usize>(
+    s: S,
+    unit: &[u8; 64],
+    u: usize,
+    rows: [&[u32]; M],
+    mut sums: [S::F; M],
+) -> [S::F; M] {
+    let weights = s.load_i(unit);
+    for m in 0..M {
+        sums[m] = s.dot2(sums[m], weights, s.splat_i(rows[m][u].cast_signed()));
+    }
+    sums
+}
+
 /// Adds the chains up.
 #[inline(always)]
 fn together<S: Simd, const M: usize>(s: S, sums: [[S::F; M]; CHAINS]) -> [S::F; M] {
     let [mut whole, rest @ ..] = sums;
-    if M < CHAINS * 2 {
-        for chain in rest {
-            for m in 0..M {
-                whole[m] = s.add(whole[m], chain[m]);
-            }
+    for chain in rest {
+        for m in 0..M {
+            whole[m] = s.add(whole[m], chain[m]);
         }
     }
     whole

@@ -267,6 +267,49 @@ fn what_is_no_number_stays_in_its_row() {
 }
 
 #[test]
+fn a_row_gives_the_same_bits_alone_and_among_others() {
+    let mut random = Random(12);
+    for isa in Isa::all() {
+        for storage in ALL {
+            let n_in = 256;
+            let (matrix, _) = matrix(storage, [32, n_in], &mut random);
+            for (form, _) in forms(storage) {
+                let x = Activations::new(isa, 37, n_in, &mut random);
+                let run = |input, n_rows| {
+                    let mut out = Shared::zeroed(n_rows * 32);
+                    Product {
+                        matrix: &matrix,
+                        tiles: 0..2,
+                        input,
+                        n_rows,
+                        out: &out,
+                        stride: 32,
+                        column: 0,
+                        bias: None,
+                        then: Then::Set,
+                    }
+                    .run(isa);
+                    out.all().to_vec()
+                };
+                let all = run(x.input(form), 37);
+                for row in 0..37 {
+                    let alone = match form {
+                        Form::F32 => Input::F32(&x.f32[row * n_in..][..n_in]),
+                        Form::Bf16 => Input::Bf16(&x.bf16[row * n_in / 2..][..n_in / 2]),
+                        Form::Q8 => Input::Q8(&x.q8[row * n_in / 32..][..n_in / 32]),
+                    };
+                    assert_eq!(
+                        run(alone, 1),
+                        all[row * 32..][..32],
+                        "{storage:?} {form:?} {row}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn products_are_added_biased_and_gated() {
     let mut random = Random(10);
     for isa in Isa::all() {
