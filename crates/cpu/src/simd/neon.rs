@@ -87,13 +87,14 @@ fn dot4(sum: uint32x4_t, u: uint32x4_t, i: uint32x4_t) -> uint32x4_t {
     })
 }
 
-/// Sets the bits of `value` in the bytes whose bit in `mask` is set.
+/// Sets the bits of `value` in the bytes whose bit in `mask` is set; the two bytes of the mask are `FROM` and its next.
 #[inline(always)]
-fn add_where(x: uint32x4_t, mask: u16, value: u8) -> uint32x4_t {
-    let [low, high] = mask.to_le_bytes();
+fn add_where<const FROM: u8>(x: uint32x4_t, mask: u64, value: u8) -> uint32x4_t {
     intrinsic!({
+        let mask = vreinterpretq_u8_u64(vdupq_n_u64(mask));
+        let from = vcombine_u8(vdup_n_u8(FROM), vdup_n_u8(FROM + 1));
         let own_bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
-        let set = vtstq_u8(vcombine_u8(vdup_n_u8(low), vdup_n_u8(high)), own_bit);
+        let set = vtstq_u8(vqtbl1q_u8(mask, from), own_bit);
         let value = vandq_u8(set, vdupq_n_u8(value));
         vorrq_u32(x, vreinterpretq_u32_u8(value))
     })
@@ -310,10 +311,10 @@ impl Simd for Neon {
     #[inline(always)]
     fn add_where(self, x: I, mask: u64, value: u8) -> I {
         [
-            add_where(x[0], mask as u16, value),
-            add_where(x[1], (mask >> 16) as u16, value),
-            add_where(x[2], (mask >> 32) as u16, value),
-            add_where(x[3], (mask >> 48) as u16, value),
+            add_where::<0>(x[0], mask, value),
+            add_where::<2>(x[1], mask, value),
+            add_where::<4>(x[2], mask, value),
+            add_where::<6>(x[3], mask, value),
         ]
     }
 
