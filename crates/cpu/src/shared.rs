@@ -4,12 +4,9 @@
     reason = "columns of one row go to different threads, which slices cannot say"
 )]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use memmap2::MmapMut;
 use std::ops::Range;
 use std::ptr::NonNull;
-
-/// Alignment in bytes: a cache line, and the widest register.
-const ALIGN: usize = 64;
 
 /// Numbers for which zero bytes mean zero.
 pub(crate) trait Plain: Copy + Send + Sync + 'static {}
@@ -20,10 +17,12 @@ impl Plain for u32 {}
 impl Plain for u8 {}
 impl Plain for i8 {}
 
-/// A fixed number of elements, zero at first. Pages that nobody wrote take no memory.
+/// A fixed number of elements, zero at first, aligned to a page. Pages that nobody wrote take no memory.
 pub(crate) struct Shared<T> {
     start: NonNull<T>,
     len: usize,
+    /// Keeps the memory.
+    _map: MmapMut,
 }
 
 // SAFETY: it owns plain numbers; who reads and writes which of them when is the callers' promise.
@@ -33,20 +32,21 @@ unsafe impl<T: Plain> Sync for Shared<T> {}
 
 impl<T: Plain> Shared<T> {
     /// So many zeros.
+    ///
+    /// # Panics
+    /// If the system has not so much memory to promise.
     pub(crate) fn zeroed(len: usize) -> Self {
-        let layout = Self::layout(len);
-        if layout.size() == 0 {
-            return Self {
-                start: NonNull::dangling(),
-                len,
-            };
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .expect("buffers are far smaller than the address space");
+        // A map of nothing is refused.
+        let mut map = MmapMut::map_anon(bytes.max(1)).expect("the system has memory to promise");
+        let start = NonNull::from(&mut map[..]).cast();
+        Self {
+            start,
+            len,
+            _map: map,
         }
-        // SAFETY: the size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start.cast()) else {
-            handle_alloc_error(layout)
-        };
-        Self { start, len }
     }
 
     /// Number of elements.
@@ -81,23 +81,5 @@ impl<T: Plain> Shared<T> {
     pub(crate) fn all(&mut self) -> &mut [T] {
         // SAFETY: `&mut self` means that nobody else has a part.
         unsafe { self.get_mut(0..self.len) }
-    }
-
-    fn layout(len: usize) -> Layout {
-        len.checked_mul(size_of::<T>())
-            .and_then(|bytes| Layout::from_size_align(bytes, ALIGN.max(align_of::<T>())).ok())
-            .expect("buffers are far smaller than the address space")
-    }
-}
-
-impl<T> Drop for Shared<T> {
-    fn drop(&mut self) {
-        let layout = Layout::from_size_align(self.len * size_of::<T>(), ALIGN.max(align_of::<T>()));
-        if let Ok(layout) = layout
-            && layout.size() > 0
-        {
-            // SAFETY: allocated with this layout.
-            unsafe { dealloc(self.start.as_ptr().cast(), layout) };
-        }
     }
 }
