@@ -156,7 +156,7 @@ pub(crate) trait Simd: Copy {
         self.splat(0.0)
     }
 
-    /// `2^x`, to 2e-7 of itself, for `x` from -126 to 126. Beyond, it is `2^-126`, which is as good as nothing, or
+    /// `2^x`, to 1e-7 of itself, for `x` from -126 to 126. Beyond, it is `2^-126`, which is as good as nothing, or
     /// `2^126`; so it is for what is not a number.
     #[inline(always)]
     fn exp2(self, x: Self::F) -> Self::F {
