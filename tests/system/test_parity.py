@@ -15,16 +15,17 @@ def generate(url: str, case: dict) -> list[int]:
     return answer["choices"][0]["token_ids"]
 
 
-@pytest.mark.parametrize("through", ["stack", "both"])
-def test_greedy_tokens_equal_the_reference(through, request, reference):
+@pytest.mark.parametrize("through, every", [("exact_stack", 1), ("exact_both", 1), ("xla_both", 5)])
+def test_greedy_tokens_equal_the_reference(through, every, request, reference):
     url = request.getfixturevalue(through).url
     assert len(reference) == 40
+    cases = reference[::every]
     with ThreadPoolExecutor(4) as pool:
-        outputs = list(pool.map(lambda case: generate(url, case), reference))
-    parted = [case["name"] for case, ours in zip(reference, outputs)
+        outputs = list(pool.map(lambda case: generate(url, case), cases))
+    parted = [case["name"] for case, ours in zip(cases, outputs)
               if differs_within_margin(ours, case["tokens"], case["margins"])]
-    print(f"{through}: {len(reference) - len(parted)} of 40 equal; parted at a margin under 1e-3: {parted}")
-    assert len(parted) <= sum(min(case["margins"]) < 1e-3 for case in reference)
+    print(f"{through}: {len(cases) - len(parted)} of {len(cases)} equal; parted at a margin under 1e-3: {parted}")
+    assert len(parted) <= sum(min(case["margins"]) < 1e-3 for case in cases)
 
 
 def test_text_is_tokenized_as_the_reference_does(both, reference):
@@ -35,9 +36,9 @@ def test_text_is_tokenized_as_the_reference_does(both, reference):
             assert post(both.url, "/tokenize", body)[1]["tokens"] == case["prompt_ids"], case["name"]
 
 
-def test_text_of_the_answer_is_the_references(both, reference):
+def test_text_of_the_answer_is_the_references(exact_both, reference):
     case = next(c for c in reference if c["name"] == "capital")
-    status, answer = post(both.url, "/v1/completions", {
+    status, answer = post(exact_both.url, "/v1/completions", {
         "model": "smollm2", "prompt": case["prompt"], "max_tokens": 64, "temperature": 0, "ignore_eos": True,
         "skip_special_tokens": False})
     assert status == 200 and answer["choices"][0]["text"] == case["text"]

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 
 /// The one crate with unsafe code.
-const UNSAFE_CRATES: &[&str] = &["pjrt"];
+const UNSAFE_CRATES: &[&str] = &["cpu", "pjrt"];
 /// Crates that take time, randomness and files as arguments.
 const PURE_CRATES: &[&str] = &[
     "kv",

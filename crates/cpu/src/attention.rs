@@ -314,9 +314,9 @@ impl PartTask<'_> {
         for j in 0..dim / ROWS {
             let (lanes, _) = self.scratch.out.as_chunks::<ROWS>();
             let mut sums = [s.zero(); M];
-            for m in 0..M {
+            for (m, sum) in sums.iter_mut().enumerate() {
                 let older = s.load(&lanes[m * (dim / ROWS) + j]);
-                sums[m] = s.mul(older, s.splat(scales[m]));
+                *sum = s.mul(older, s.splat(scales[m]));
             }
             for t in 0..tiles.len() {
                 let n_slots = (tiles.n_slots - t * SLOTS).min(SLOTS);
@@ -355,9 +355,9 @@ impl PartTask<'_> {
         let of_slots = lanes.skip(j).step_by(self.cache.shape.padded_dim / ROWS);
         for (i, lanes) in of_slots.enumerate() {
             let value = s.load(lanes);
-            for m in 0..M {
+            for (m, sum) in sums.iter_mut().enumerate() {
                 let weight = self.scratch.scores[m * POSITIONS + first + i];
-                sums[m] = s.fma(value, s.splat(weight), sums[m]);
+                *sum = s.fma(value, s.splat(weight), *sum);
             }
         }
         sums

@@ -240,17 +240,10 @@ fn each_home<E: Element>(
 
 /// Every element's place in its home in canonical order.
 fn each_place<E: Element>(shape: &Shape, mut visit: impl FnMut(usize)) {
-    let places: [fn(&Shape, usize, usize, usize) -> usize; 2] = [
-        |shape, pair, slot, d| shape.key(pair, slot, d),
-        |shape, pair, slot, d| shape.value(pair, slot, d),
-    ];
-    for place in places {
-        for slot in 0..shape.block_size {
-            for d in 0..shape.head_dim {
-                visit(place(shape, E::PAIR, slot, d));
-            }
-        }
-    }
+    let elements =
+        || (0..shape.block_size).flat_map(|slot| (0..shape.head_dim).map(move |d| (slot, d)));
+    elements().for_each(|(slot, d)| visit(shape.key(E::PAIR, slot, d)));
+    elements().for_each(|(slot, d)| visit(shape.value(E::PAIR, slot, d)));
 }
 
 #[cfg(test)]

@@ -106,11 +106,6 @@ impl Matrix {
         self.n_out.div_ceil(ROWS)
     }
 
-    /// Bytes that a product reads.
-    pub(crate) fn n_bytes(&self) -> usize {
-        self.place.len()
-    }
-
     #[inline(always)]
     fn tile(&self, i: usize) -> &[u8] {
         let bytes = tile_bytes(self.storage, self.n_in);

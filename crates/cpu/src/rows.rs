@@ -63,16 +63,6 @@ impl QBlock {
     }
 }
 
-impl QBlock {
-    /// 32 zeros.
-    pub(crate) const ZERO: Self = Self {
-        q: [0; BLOCK],
-        scale: 0.0,
-        scaled_sum: 0.0,
-        sums: [0; 2],
-    };
-}
-
 /// Rounds a row to bf16. Both have the same length, a multiple of 16.
 #[inline(always)]
 pub(crate) fn round_bf16<S: Simd>(s: S, x: &[f32], out: &mut [u16]) {

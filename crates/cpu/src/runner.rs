@@ -235,6 +235,22 @@ impl Step {
     }
 }
 
+/// The forms that each buffer's rows are wanted in.
+fn forms(plan: &Plan, form: impl Fn(&ProductOp) -> Form) -> Vec<FormsOf> {
+    let mut forms = vec![FormsOf::default(); plan.strides.len()];
+    for section in &plan.sections {
+        let (x, list): (_, &[ProductOp]) = match &section.work {
+            Work::Products { x, list } => (x, list),
+            Work::Gated { x, pair } => (x, pair),
+            _ => continue,
+        };
+        for product in list {
+            forms[x.0].add(form(product));
+        }
+    }
+    forms
+}
+
 /// Rows that every member rather does for itself than meets the others.
 const FEW: usize = 2;
 /// Parts for each thread, so that a slow one holds the others up little.
@@ -249,22 +265,12 @@ impl Engine {
         threads: usize,
     ) -> Self {
         let arithmetic = options.arithmetic;
-        let mut forms = vec![FormsOf::default(); plan.strides.len()];
-        let mut logits = None;
-        for section in &plan.sections {
-            let (x, list): (_, &[ProductOp]) = match &section.work {
-                Work::Products { x, list } => (x, list),
-                Work::Gated { x, pair } => (x, pair),
-                Work::Sample { logits: found } => {
-                    logits = Some(*found);
-                    continue;
-                }
-                _ => continue,
-            };
-            for product in list {
-                forms[x.0].add(arithmetic.form(matrices[product.matrix.0].storage));
-            }
-        }
+        let form = |product: &ProductOp| arithmetic.form(matrices[product.matrix.0].storage);
+        let forms = forms(&plan, form);
+        let logits = plan.sections.iter().find_map(|section| match section.work {
+            Work::Sample { logits } => Some(logits),
+            _ => None,
+        });
         let rows = options.max_chunk + options.max_batch.max(FEW * threads);
         let last_rows = options.max_batch.max(FEW * threads);
         let widest = plan

@@ -388,7 +388,7 @@ fn speed() {
                         .run(isa);
                     }
                 });
-                let bytes = (used * matrices[0].n_bytes()) as f64;
+                let bytes = (used * matrices[0].place.len()) as f64;
                 let ops = (2 * used * n_rows * n_out * n_in) as f64;
                 println!(
                     "{storage:?} {form:?} rows {n_rows}: {:.1} GB/s {:.0} Gop/s",
