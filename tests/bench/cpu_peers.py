@@ -2,12 +2,14 @@
 
     make bench-peers THREADS=2      (or: .venv-peers/bin/python tests/bench/cpu_peers.py --threads 2 [--rounds N] ...)
 
-Subjects take turns within each round; medians are printed with the lowest and the highest of the rounds. Each has the
-cores 0 to THREADS-1 to itself for all its processes; the asking side keeps to the other cores where there are any.
+Subjects take turns within each round; medians are printed with the lowest and the highest of the rounds. All processes of
+a subject are confined to the first THREADS cores; the asking side keeps to the other cores where there are any. The last
+rows tell how much of those cores went to other work meanwhile: compare only what was measured beside little of it.
 llama.cpp is driven inside its process and pays for no HTTP, the servers pay for theirs. It also runs the model in Q4_0,
 for which it has faster products than for the file's own Q4_1. Nothing here asserts a time.
 """
 import argparse
+import http.client
 import json
 import os
 import pathlib
@@ -19,14 +21,21 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+import psutil
 import subjects
+from neighbours import Watch
 from subjects import HERE, Baton, LlamaCpp, Place, Stamps, Subject, Unavailable, Vllm
 
 CACHE = HERE.parents[1] / "target" / "bench"
-BATCHES = (1, 4, 16)
-PREFILLS = (128, 1000, 4000)
+# The short ones are over in a second or less, so a turn has several.
+BATCHES = (1, 1, 1, 4, 16)
+PREFILLS = (128, 128, 128, 1000, 4000)
 NEW = 128
 SUBJECTS = ("baton-q4_1", "baton-bf16", "llama-q4_1", "llama-q4_0", "vllm-bf16")
+READING = "decode, batch 1, weights read, GB/s"
+SHARE = "decode, batch 1, share of the machine's reading"
+NOISE = "share of the cores that other work took"
+FAILURES = (OSError, RuntimeError, AssertionError, http.client.HTTPException, psutil.Error)
 rng = random.Random(time.time_ns())
 
 
@@ -76,6 +85,8 @@ class Row:
 
     def ratio(self, ours: str, theirs: str) -> str:
         """Above 1: ours is ahead."""
+        if self.what == NOISE:
+            return ""
         a, b = self.median(ours), self.median(theirs)
         return f"{(a / b if self.more_is_better else b / a):.2f}" if a and b else "-"
 
@@ -93,6 +104,11 @@ class Report:
     def add(self, subject: Subject, what: str, value: float, more_is_better: bool = True):
         self.rows.setdefault(what, Row(what, more_is_better)).add(subject.name, value)
 
+    def relate(self, what: str, share: str, limit: float):
+        """Puts a row's figures as parts of a limit."""
+        row = self.rows[what]
+        row.what, row.values = share, {name: [v / limit for v in values] for name, values in row.values.items()}
+
     def table(self, names: list[str]) -> str:
         ours = [name for name in names if name.startswith("baton")]
         pairs = [(a, b) for a in ours for b in names if b not in ours]
@@ -103,14 +119,32 @@ class Report:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def measure(subject: Subject, report: Report, read_gb_s: float):
+class Limits:
+    """What the machine did at its best on these cores, among the rounds; see machine.py."""
+
+    def __init__(self, cores: list[int]):
+        self.cores = cores
+        self.best: dict[str, float] = {}
+
+    def measure(self):
+        command = [sys.executable, HERE / "machine.py", str(len(self.cores))]
+        with subjects.pinned(self.cores):
+            done = subprocess.run(command, check=True, timeout=120, capture_output=True)
+        for name, rate in json.loads(done.stdout).items():
+            self.best[name] = max(rate, self.best.get(name, 0))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {digits(rate)}" for name, rate in self.best.items())
+
+
+def measure(subject: Subject, report: Report):
     """One turn of one subject."""
     subject.streams([fresh(64)], 8)
     for batch in BATCHES:
         rate = decode_rate(subject.streams([fresh(16) for _ in range(batch)], NEW), NEW)
         report.add(subject, f"decode, batch {batch}, tokens/s", rate)
         if batch == 1:
-            report.add(subject, "decode, batch 1, share of read bandwidth", rate * subject.weights / read_gb_s / 1e9)
+            report.add(subject, READING, rate * subject.weights / 1e9)
     for length in PREFILLS:
         seconds = subject.streams([fresh(length)], 1)[0][0]
         report.add(subject, f"prefill, {length} tokens, tokens/s", length / seconds)
@@ -119,49 +153,51 @@ def measure(subject: Subject, report: Report, read_gb_s: float):
     report.add(subject, "8 conversations, mean time to first token, ms", first_token_ms(stamps), False)
 
 
-def start(args: argparse.Namespace, place: Place) -> list[Subject]:
-    """Starts what is installed, one after the other; each waits, stopped, for its turn."""
+def start(args: argparse.Namespace, place: Place, running: list[Subject]):
+    """Starts what is installed, one after the other, into `running`; each waits, stopped, for its turn."""
     makers = {"baton-q4_1": lambda: Baton("q4_1", place, args.baton_flags),
               "baton-bf16": lambda: Baton("bf16", place, f"{args.baton_flags} {args.baton_bf16_flags}"),
               "llama-q4_1": lambda: LlamaCpp("q4_1", place),
               "llama-q4_0": lambda: LlamaCpp("q4_0", place),
               "vllm-bf16": lambda: Vllm(place, args.vllm_flags)}
-    running = []
     for key in args.only or SUBJECTS:
         say(f"starting {key}")
         try:
-            subject = makers[key]()
-            subject.streams([[504, 3575, 282]], 2)
-            subject.pause()
-            running.append(subject)
+            running.append(makers[key]())
         except Unavailable as error:
             say(f"skipped {key}: {error}")
-    return running
+            continue
+        running[-1].streams([fresh(3)], 2)
+        running[-1].pause()
 
 
-def rounds(running: list[Subject], n: int, report: Report, read_gb_s: float):
+def asking_side(cores: list[int]) -> list[psutil.Process]:
+    """This process, where it has to share the subject's cores."""
+    return [psutil.Process()] if os.sched_getaffinity(0) & set(cores) else []
+
+
+def rounds(running: list[Subject], n: int, report: Report, limits: Limits):
     """Interleaved turns. A subject that fails loses its further turns, not the figures it has."""
     for turn in range(n):
+        limits.measure()
         for subject in list(running):
             say(f"round {turn + 1} of {n}: {subject.name}")
             subject.resume()
             try:
-                measure(subject, report, read_gb_s)
+                watch = Watch(subject.cores, subject.family() + asking_side(subject.cores))
+                measure(subject, report)
+                report.add(subject, NOISE, watch.share(), False)
+                if turn == n - 1:
+                    report.add(subject, "peak memory, MB", subject.peak_mb(), False)
                 subject.pause()
-            except (OSError, RuntimeError, AssertionError) as error:
-                say(f"{subject.name} failed and is left out from here: {error}")
+            except FAILURES as error:
+                say(f"{subject.name} failed and is left out from here: {error!r}")
                 running.remove(subject)
                 subject.stop()
 
 
 def say(line: str):
     print(line, file=sys.stderr, flush=True)
-
-
-def machine(cores: list[int]) -> dict:
-    with subjects.pinned(cores):
-        done = subprocess.run([sys.executable, HERE / "machine.py", str(len(cores))], check=True, timeout=120, capture_output=True)
-    return json.loads(done.stdout)
 
 
 def arguments() -> argparse.Namespace:
@@ -182,33 +218,42 @@ def gguf_of_baton() -> pathlib.Path:
     return pathlib.Path(found.stdout.strip())
 
 
+def run(args: argparse.Namespace, place: Place, report: Report, limits: Limits) -> list[str]:
+    """Starts, measures and ends all subjects; their names, in the order of the table."""
+    running: list[Subject] = []
+    try:
+        start(args, place, running)
+        started = list(running)
+        rounds(running, args.rounds, report, limits)
+    finally:
+        for subject in running:
+            subject.stop()
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+    for subject in started:
+        report.add(subject, "start to ready, s", subject.ready_s, False)
+    return [subject.name for subject in started]
+
+
 def main():
     args = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     everywhere = sorted(os.sched_getaffinity(0))
     cores, rest = everywhere[:args.threads], everywhere[args.threads:]
     place = Place(cores, args.gguf or gguf_of_baton(), CACHE)
-    limits = machine(cores)
     os.sched_setaffinity(0, rest or everywhere)
-    report, running, load = Report(), [], os.getloadavg()[0]
-    try:
-        running = start(args, place)
-        names, subjects_started = [subject.name for subject in running], list(running)
-        rounds(running, args.rounds, report, limits["read_gb_s"])
-        for subject in running:
-            report.add(subject, "peak memory, MB", subject.peak_mb(), False)
-        for subject in subjects_started:
-            report.add(subject, "start to ready, s", subject.ready_s, False)
-    finally:
-        for subject in running:
-            subject.stop()
-    products = ", ".join(f"{name} {rate:.0f}" for name, rate in limits["giga_operations"].items())
-    print(f"{time.strftime('%Y-%m-%d')}, {len(cores)} of {os.cpu_count()} cores, {args.rounds} rounds, load average before {load:.1f}")
-    print(f"memory read {limits['read_gb_s']:.1f} GB/s; matrix products, 1e9 operations/s: {products}\n")
+    report, limits = Report(), Limits(cores)
+    names = run(args, place, report, limits)
+    if not report.rows:
+        sys.exit("nothing was measured")
+    report.relate(READING, SHARE, limits.best["read GB/s"])
+    print(f"{time.strftime('%Y-%m-%d')}, {len(cores)} of {os.cpu_count()} cores, {args.rounds} rounds")
+    print(f"machine, best of the rounds: {limits}\n")
     print(report.table(names))
     print("\nMedian (lowest to highest). Ratios above 1: baton is ahead.")
     if args.json:
-        args.json.write_text(json.dumps({"machine": limits, "rows": {row.what: row.values for row in report.rows.values()}}, indent=1))
+        figures = {row.what: row.values for row in report.rows.values()}
+        args.json.write_text(json.dumps({"machine": limits.best, "figures": figures}, indent=1))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import time
 import llama_cpp as llama
 import numpy as np
 
+# Most tokens handed over in one call: the library's default.
 BATCH = 2048
-"""Most tokens handed over in one call; the library's default."""
 MANY = 16
 
 

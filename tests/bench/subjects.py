@@ -73,8 +73,9 @@ def pinned(cores: list[int]):
 
 
 class Subject:
-    """One running program. `weights` is what it reads for one token, `ready_s` what its start took."""
+    """One running program on its `cores`. `weights`: bytes it reads for one token; `ready_s`: what its start took."""
     name: str
+    cores: list[int]
     weights: int
     ready_s: float
     child: subprocess.Popen
@@ -119,8 +120,15 @@ class HttpSubject(Subject):
     def streams(self, prompts: list[list[int]], new: int) -> Stamps:
         def one(prompt: list[int]) -> list[float]:
             body = {"model": "smollm2", "prompt": prompt, "max_tokens": new, "temperature": 0, "ignore_eos": True}
-            lines = stream_lines(self.url, "/v1/completions", body, timeout=ANSWER_DEADLINE_S)
-            return [time.perf_counter() - start for line in lines if line != "[DONE]"]
+            stamps = []
+            for line in stream_lines(self.url, "/v1/completions", body, timeout=ANSWER_DEADLINE_S):
+                if line.startswith('{"error"'):
+                    raise RuntimeError(line)
+                if line != "[DONE]":
+                    stamps.append(time.perf_counter() - start)
+            if len(stamps) < min(new, 2):
+                raise RuntimeError(f"{len(stamps)} events for {new} tokens")
+            return stamps
         with ThreadPoolExecutor(len(prompts)) as pool:
             start = time.perf_counter()
             return list(pool.map(one, prompts))
@@ -131,7 +139,7 @@ class Baton(HttpSubject):
 
     def __init__(self, form: str, place: Place, flags: str):
         model = place.model(form)
-        self.name, self.weights = f"baton {form}", weight_bytes(model)
+        self.name, self.cores, self.weights = f"baton {form}", place.cores, weight_bytes(model)
         start = time.perf_counter()
         try:
             with pinned(place.cores):
@@ -148,7 +156,7 @@ class Vllm(HttpSubject):
     """vLLM's CPU build with its default compilation; `flags` may say --enforce-eager."""
 
     def __init__(self, place: Place, flags: str):
-        self.name = "vLLM bf16"
+        self.name, self.cores = "vLLM bf16", place.cores
         command = pathlib.Path(sys.executable).with_name("vllm")
         if not command.exists():
             raise Unavailable(f"{self.name}: no vllm beside {sys.executable}; install tests/bench/requirements-peers.txt")
@@ -201,7 +209,7 @@ class LlamaCpp(Subject):
     """llama.cpp's own loop in a process of its own, without HTTP: see llama_worker.py."""
 
     def __init__(self, form: str, place: Place):
-        self.name = f"llama.cpp {form}"
+        self.name, self.cores = f"llama.cpp {form}", place.cores
         if importlib.util.find_spec("llama_cpp") is None:
             raise Unavailable(f"{self.name}: no llama_cpp in {sys.executable}; install tests/bench/requirements-peers.txt")
         model = place.model(form)
