@@ -86,6 +86,8 @@ impl Isa {
 
 /// Sixteen lanes of f32 ([`Simd::F`]) and of 32 bits ([`Simd::I`]: an i32, four bytes, or two bf16).
 pub(crate) trait Simd: Copy {
+    /// Sums that a kernel may grow at once: they fit into registers, beside what they are made of.
+    const SUMS: usize = 4;
     /// Sixteen f32.
     type F: Copy;
     /// Sixteen times 32 bits.

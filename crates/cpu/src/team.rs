@@ -299,7 +299,7 @@ mod tests {
             team.run(&|member| {
                 member.each(9, |i| {
                     sum.fetch_add(i, Ordering::Relaxed);
-                })
+                });
             });
             assert_eq!(sum.load(Ordering::Relaxed), 36);
         }

@@ -30,8 +30,8 @@ pub(super) trait Numbers {
     fn splat<S: Simd>(s: S, word: u32) -> Self::Lanes<S>;
     /// Adds the products of all numbers of each lane.
     fn dot<S: Simd>(s: S, sum: S::F, a: Self::Lanes<S>, b: Self::Lanes<S>) -> S::F;
-    /// The same with only the first number of each lane.
-    fn dot_first<S: Simd>(s: S, sum: S::F, a: Self::Lanes<S>, b: Self::Lanes<S>) -> S::F;
+    /// Makes nothing of all but the first number of each lane.
+    fn keep_first(unit: &mut Self::Unit);
     /// Sixteen numbers as words.
     fn put<S: Simd>(s: S, x: S::F, words: &mut [u32]);
 }
@@ -69,9 +69,7 @@ impl Numbers for Singles {
     }
 
     #[inline(always)]
-    fn dot_first<S: Simd>(s: S, sum: S::F, a: S::F, b: S::F) -> S::F {
-        s.fma(a, b, sum)
-    }
+    fn keep_first(_: &mut [f32; 16]) {}
 
     #[inline(always)]
     fn put<S: Simd>(s: S, x: S::F, words: &mut [u32]) {
@@ -107,8 +105,10 @@ impl Numbers for Pairs {
     }
 
     #[inline(always)]
-    fn dot_first<S: Simd>(s: S, sum: S::F, a: S::I, b: S::I) -> S::F {
-        s.fma(s.low_bf16(a), s.low_bf16(b), sum)
+    fn keep_first(unit: &mut [u16; 32]) {
+        for pair in unit.as_chunks_mut::<2>().0 {
+            pair[1] = 0;
+        }
     }
 
     #[inline(always)]
@@ -127,8 +127,18 @@ pub(super) struct Tiles<'a, N: Numbers> {
 }
 
 impl<N: Numbers> Tiles<'_, N> {
+    /// No tiles yet, for so many positions.
     #[inline(always)]
-    const fn len(&self) -> usize {
+    pub(super) const fn new(n_slots: usize) -> Self {
+        Self {
+            keys: [&[]; STRETCH],
+            values: [&[]; STRETCH],
+            n_slots,
+        }
+    }
+
+    #[inline(always)]
+    pub(super) const fn len(&self) -> usize {
         self.n_slots.div_ceil(SLOTS)
     }
 }
@@ -359,24 +369,19 @@ fn value_block<S: Simd, N: Numbers, const R: usize, const J: usize>(
             *row = &weights[r * STRETCH * per_tile + t * per_tile..][..per_tile];
         }
         let n = n_slots / N::PAIR;
-        let units = tiles.values[t].chunks_exact(dim / 16);
-        for (i, units) in units.enumerate().take(n_slots.div_ceil(N::PAIR)) {
-            let units = &units[first..first + J];
-            let mut lanes = [N::load(s, &units[0]); J];
-            for j in 1..J {
-                lanes[j] = N::load(s, &units[j]);
-            }
-            for r in 0..R {
-                let x = N::splat(s, rows[r][i]);
-                for j in 0..J {
-                    // The second half of an odd last slot's pair belongs to nobody yet.
-                    sums[r][j] = if i < n {
-                        N::dot(s, sums[r][j], lanes[j], x)
-                    } else {
-                        N::dot_first(s, sums[r][j], lanes[j], x)
-                    };
-                }
-            }
+        let mut units = tiles.values[t].chunks_exact(dim / 16);
+        for i in 0..n {
+            let Some(units) = units.next() else { break };
+            sums = grow::<S, N, R, J>(s, (&rows, i), &units[first..first + J], sums);
+        }
+        if n * N::PAIR < n_slots
+            && let Some(units) = units.next()
+        {
+            // The second half of an odd last slot's pair belongs to nobody yet.
+            let mut last = [units[first]; J];
+            last.copy_from_slice(&units[first..first + J]);
+            last.iter_mut().for_each(N::keep_first);
+            sums = grow::<S, N, R, J>(s, (&rows, n), &last, sums);
         }
     }
     for r in 0..R {
@@ -389,4 +394,25 @@ fn value_block<S: Simd, N: Numbers, const R: usize, const J: usize>(
             s.store(sum, out);
         }
     }
+}
+
+/// Adds `J` units by weight `i` of each row.
+#[inline(always)]
+fn grow<S: Simd, N: Numbers, const R: usize, const J: usize>(
+    s: S,
+    (rows, i): (&[&[u32]; R], usize),
+    units: &[N::Unit],
+    mut sums: [[S::F; J]; R],
+) -> [[S::F; J]; R] {
+    let mut lanes = [N::load(s, &units[0]); J];
+    for j in 1..J {
+        lanes[j] = N::load(s, &units[j]);
+    }
+    for r in 0..R {
+        let x = N::splat(s, rows[r][i]);
+        for j in 0..J {
+            sums[r][j] = N::dot(s, sums[r][j], lanes[j], x);
+        }
+    }
+    sums
 }

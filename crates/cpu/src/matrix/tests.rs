@@ -349,6 +349,7 @@ fn products_are_added_biased_and_gated() {
 /// speed -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement, not a test"]
+#[expect(clippy::print_stdout, reason = "it prints what it measured")]
 fn speed() {
     let mut random = Random(11);
     let isa = Isa::detect();

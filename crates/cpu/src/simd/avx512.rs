@@ -56,6 +56,7 @@ fn pairs(x: __m512i) -> __m512bh {
 }
 
 impl Simd for Avx512 {
+    const SUMS: usize = 16;
     type F = __m512;
     type I = __m512i;
 
