@@ -227,7 +227,12 @@ impl PartTask<'_> {
         for at in self.part.context.clone().step_by(POSITIONS) {
             let stretch = at..self.part.context.end.min(at + POSITIONS);
             let tiles = self.tiles::<N>(pool, &stretch);
-            kernel::scores(s, (&self.scratch.q, n_words), &tiles, &mut self.scratch.scores);
+            kernel::scores(
+                s,
+                (&self.scratch.q, n_words),
+                &tiles,
+                &mut self.scratch.scores,
+            );
             let mut scales = [[0.0, 1.0]; MOST];
             for (m, row) in rows.clone().enumerate() {
                 let seen = self.limit(row).clamp(stretch.start, stretch.end) - stretch.start;
