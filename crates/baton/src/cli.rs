@@ -87,6 +87,10 @@ pub(crate) struct Serve {
     /// Most tokens in one step.
     #[arg(long, default_value_t = 512, value_parser = token_count)]
     pub max_num_batched_tokens: usize,
+    /// Most prompt tokens in a step that generates as well: fewer keep answers flowing beside long prompts, more finish
+    /// the prompts sooner. Default: 8 on the cpu, elsewhere as many as fit.
+    #[arg(long, value_name = "TOKENS", value_parser = token_count)]
+    pub max_prefill_beside_decode: Option<usize>,
     /// Tokens in a KV block.
     #[arg(long, default_value_t = 16)]
     pub block_size: u32,
@@ -101,6 +105,9 @@ pub(crate) struct Serve {
     /// Threads that compute, on the cpu. Default: as many as this process may use.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
+    /// Gives way to others on this machine, as the command nice does; 0 does not, 19 always.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..20))]
+    pub nice: i32,
     /// Devices that one model is spread over. Only 1 for now.
     #[arg(long, default_value_t = 1)]
     pub tensor_parallel_size: usize,
@@ -184,6 +191,10 @@ pub(crate) struct Compile {
     /// Most tokens in one prefill chunk.
     #[arg(long, default_value_t = 512, value_parser = token_count)]
     pub max_num_batched_tokens: usize,
+    /// Most prompt tokens in a step that generates as well: fewer keep answers flowing beside long prompts, more finish
+    /// the prompts sooner. Default: 8 on the cpu, elsewhere as many as fit.
+    #[arg(long, value_name = "TOKENS", value_parser = token_count)]
+    pub max_prefill_beside_decode: Option<usize>,
     /// Tokens in a KV block.
     #[arg(long, default_value_t = 16)]
     pub block_size: u32,
@@ -219,6 +230,18 @@ pub(crate) enum Dtype {
     Auto,
     Float32,
     Bfloat16,
+}
+
+impl Serve {
+    /// Prompt tokens that a step takes beside decodes. On a CPU eight take about as long as the decodes themselves, whose
+    /// time goes into reading the weights.
+    pub(crate) fn prefill_beside_decode(&self) -> usize {
+        let default = match self.device {
+            Device::Cpu => 8,
+            _ => self.max_num_batched_tokens,
+        };
+        self.max_prefill_beside_decode.unwrap_or(default)
+    }
 }
 
 /// `8192`, `32k` (thousands) or `32K` (1024s), as vLLM reads them.

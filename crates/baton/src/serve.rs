@@ -27,6 +27,10 @@ pub(crate) fn command(args: Serve) -> Result<(), Failure> {
             "--tensor-parallel-size: only 1 works for now"
         )));
     }
+    // Before any other thread is there: they inherit it.
+    if args.nice > 0 {
+        rustix::process::nice(args.nice).map_err(|e| Failure::Unavailable(e.into()))?;
+    }
     let runtime = tokio::runtime::Runtime::new().map_err(|e| Failure::Unavailable(e.into()))?;
     let done = runtime.block_on(serve(args, secret));
     // A model that is still loading when the end is asked for is not waited for.
@@ -232,6 +236,7 @@ fn engine_config(args: &Serve) -> EngineConfig {
     EngineConfig {
         max_num_seqs: args.max_num_seqs,
         max_num_batched_tokens: args.max_num_batched_tokens,
+        prefill_beside_decode: args.prefill_beside_decode(),
         max_waiting: args.max_num_queued_reqs,
         prefix_caching: PrefixCaching::On,
         hash_seed: "0".to_owned(),

@@ -172,6 +172,7 @@ impl<K: Kernel> Task for Tiles<'_, K> {
             while row < product.n_rows {
                 row += match product.n_rows - row {
                     16.. => product.rows::<S, K, 16>(s, kernel, bytes, tile, row),
+                    8.. => product.rows::<S, K, 8>(s, kernel, bytes, tile, row),
                     4.. => product.rows::<S, K, 4>(s, kernel, bytes, tile, row),
                     _ => product.rows::<S, K, 1>(s, kernel, bytes, tile, row),
                 };

@@ -23,6 +23,9 @@ pub struct EngineConfig {
     pub max_num_seqs: usize,
     /// Most tokens in one step.
     pub max_num_batched_tokens: usize,
+    /// Most prompt tokens in a step that decodes as well. Small values keep answers flowing while long prompts are
+    /// computed, which then takes longer; at least 1.
+    pub prefill_beside_decode: usize,
     /// Most sequences that wait for a place.
     pub max_waiting: usize,
     /// Whether blocks are found again by what they hold.
@@ -84,7 +87,7 @@ pub enum EngineError {
     },
     /// Nothing would ever run.
     #[error(
-        "sequences, batch, tokens and chunk of a step, and bytes of a block, must be at least 1"
+        "sequences, batch, tokens (also beside decodes) and chunk of a step, and bytes of a block, must be at least 1"
     )]
     Zero,
 }
@@ -176,6 +179,7 @@ impl Engine {
         }
         if cfg.max_num_seqs == 0
             || cfg.max_num_batched_tokens == 0
+            || cfg.prefill_beside_decode == 0
             || spec.layout.block_bytes() == 0
             || spec.max_chunk == 0
             || spec.max_batch == 0

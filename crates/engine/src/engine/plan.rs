@@ -6,7 +6,7 @@ use crate::{Event, Handover, Row};
 
 impl Engine {
     /// Fills `batch`: decodes first, so that a long prompt does not hold up answers, then prompts with what is left of
-    /// the budget, then sequences from the queue.
+    /// the budget (less beside decodes), then sequences from the queue.
     pub(super) fn plan(&mut self, events: &mut Vec<Event>) {
         self.batch.rows.clear();
         self.batch.tokens.clear();
@@ -18,6 +18,9 @@ impl Engine {
             if self.running[i].pending() == 1 {
                 self.schedule(i, &mut budget);
             }
+        }
+        if !self.rows.is_empty() {
+            budget = budget.min(self.cfg.prefill_beside_decode);
         }
         for i in 0..self.running.len() {
             if self.running[i].pending() > 1 {

@@ -94,6 +94,8 @@ fn any_shape() -> impl Strategy<Value = Shape> {
             seqs,
             rows,
             tokens,
+            // As odd as any other number.
+            beside: 1 + tokens / 2,
             chunk,
             len,
             waiting: 6,

@@ -40,6 +40,26 @@ fn chunks_of_a_long_prompt_run_behind_decodes() {
 }
 
 #[test]
+fn beside_decodes_prompts_get_a_smaller_budget() {
+    check(
+        "> shape tokens=8 beside=3
+        > add a x7 max=4
+        > add b y9 max=1
+        > add c z2 max=1
+        > step 4
+        a 0..7+, b 0..1
+        a 7..8+, b 1..4
+        a 8..9+, b 4..7
+        a 9..10+, b 7..9+, c 0..1
+        end a length, cached 0
+        end b length, cached 0
+        > step
+        c 1..2+
+        end c length, cached 0",
+    );
+}
+
+#[test]
 fn decodes_that_use_up_the_budget_hold_back_prompts() {
     check(
         "> shape tokens=2

@@ -19,6 +19,8 @@ pub(crate) struct Shape {
     pub(crate) seqs: usize,
     pub(crate) rows: usize,
     pub(crate) tokens: usize,
+    /// Prompt tokens beside decodes.
+    pub(crate) beside: usize,
     pub(crate) chunk: usize,
     pub(crate) len: usize,
     pub(crate) waiting: usize,
@@ -44,6 +46,7 @@ impl Shape {
         seqs: 8,
         rows: 8,
         tokens: 64,
+        beside: 64,
         chunk: 64,
         len: 256,
         waiting: 64,
@@ -79,6 +82,7 @@ impl Shape {
         EngineConfig {
             max_num_seqs: self.seqs,
             max_num_batched_tokens: self.tokens,
+            prefill_beside_decode: self.beside,
             max_waiting: self.waiting,
             prefix_caching: self.caching,
             hash_seed: "0".to_owned(),

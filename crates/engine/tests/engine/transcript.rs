@@ -49,6 +49,7 @@ fn shape(words: &[&str]) -> Shape {
             "size" => shape.block_size = value,
             "seqs" => shape.seqs = n,
             "tokens" => shape.tokens = n,
+            "beside" => shape.beside = n,
             "chunk" => shape.chunk = n,
             "len" => shape.len = n,
             "waiting" => shape.waiting = n,

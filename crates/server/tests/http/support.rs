@@ -166,6 +166,7 @@ impl Setup {
         let parts = Parts {
             runner: Box::new(runner),
             engine: EngineConfig {
+                prefill_beside_decode: usize::MAX,
                 max_num_seqs: self.max_num_seqs,
                 max_num_batched_tokens: 256,
                 max_waiting: self.max_waiting,
