@@ -61,8 +61,8 @@ def peak_mb(pid: int) -> float:
 
 def starts():
     with tempfile.TemporaryDirectory() as cache:
-        for state in ("cold, compile cache empty", "warm, compile cache filled"):
-            os.environ["BATON_COMPILE_CACHE"] = cache
+        for state in ("cold, no packed weights yet", "warm"):
+            os.environ["BATON_WEIGHT_CACHE"] = cache
             start = time.perf_counter()
             stack = Stack()
             say(f"baton up ready, {state}", f"{time.perf_counter() - start:.1f} s")
@@ -70,7 +70,7 @@ def starts():
             post(stack.url, "/v1/completions", body(fresh(5), 1))
             say("  first answer after that", f"{time.perf_counter() - start:.2f} s")
             stack.stop()
-        del os.environ["BATON_COMPILE_CACHE"]
+        del os.environ["BATON_WEIGHT_CACHE"]
 
 
 def main():
@@ -85,8 +85,8 @@ def main():
     first_token_and_rest(both.url, fresh(40), 4)
     prefill = [first_token_and_rest(both.url, fresh(1000), 1)[0] for _ in rounds]
     say("prefill, 1000 tokens, one server", f"{1000 / statistics.median(prefill):.0f} tokens/s")
-    rest = [first_token_and_rest(both.url, fresh(16), 64)[1] for _ in rounds]
-    say("decode, batch 1", f"{63 / statistics.median(rest):.1f} tokens/s")
+    rest = [first_token_and_rest(both.url, fresh(16), 256)[1] for _ in rounds]
+    say("decode, batch 1", f"{255 / statistics.median(rest):.1f} tokens/s")
     with ThreadPoolExecutor(8) as pool:
         start = time.perf_counter()
         list(pool.map(lambda _: post(both.url, "/v1/completions", body(fresh(16), 64)), range(8)))
