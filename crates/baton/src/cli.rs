@@ -105,9 +105,9 @@ pub(crate) struct Serve {
     /// Threads that compute, on the cpu. Default: as many as this process may use.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
-    /// Gives way to others on this machine, as the command nice does; 0 does not, 19 always.
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..20))]
-    pub nice: i32,
+    /// A file through which servers of one machine take turns on the cpu: prefill rests while decode is in a step.
+    #[arg(long, value_name = "FILE")]
+    pub turns: Option<PathBuf>,
     /// Devices that one model is spread over. Only 1 for now.
     #[arg(long, default_value_t = 1)]
     pub tensor_parallel_size: usize,

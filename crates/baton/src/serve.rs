@@ -27,10 +27,6 @@ pub(crate) fn command(args: Serve) -> Result<(), Failure> {
             "--tensor-parallel-size: only 1 works for now"
         )));
     }
-    // Before any other thread is there: they inherit it.
-    if args.nice > 0 {
-        rustix::process::nice(args.nice).map_err(|e| Failure::Unavailable(e.into()))?;
-    }
     let runtime = tokio::runtime::Runtime::new().map_err(|e| Failure::Unavailable(e.into()))?;
     let done = runtime.block_on(serve(args, secret));
     // A model that is still loading when the end is asked for is not waited for.

@@ -29,10 +29,6 @@ use tokio_util::sync::CancellationToken;
 /// How long each floor of the stack may take to finish what it has.
 const GRACE: Duration = Duration::from_secs(8);
 
-/// How far prefill servers give way to decode servers, with whom they share this machine: about a quarter of the time is
-/// left to them while answers are generated, and all of it otherwise.
-const PREFILL_NICE: &str = "5";
-
 /// What to bring up.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
@@ -188,9 +184,7 @@ impl<'a> Stack<'a> {
             role_name.into(),
         ];
         args.extend(["--port", "0", "--kv-port", "0", "--exit-with-parent"].map(OsString::from));
-        if role == Role::Prefill {
-            args.extend(["--nice".into(), PREFILL_NICE.into()]);
-        }
+        args.extend(["--turns".into(), self.runtime.turns().into()]);
         args.extend(options.serve_args.iter().cloned());
         let member = Member {
             name: format!("{role_name}-{i}"),

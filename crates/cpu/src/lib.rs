@@ -18,9 +18,11 @@ mod sample;
 mod shared;
 mod simd;
 mod team;
+mod turns;
 mod weights;
 
 pub use error::{OpenError, PlanError};
 pub use runner::{Arithmetic, CpuRunner, Model, Options};
 pub use simd::Isa;
+pub use turns::{Side, Turns};
 pub use weights::{WeightCache, Weights};

@@ -9,6 +9,7 @@ use crate::sample::Sampler;
 use crate::shared::Shared;
 use crate::simd::Isa;
 use crate::team::{Member, Team};
+use crate::turns::Turns;
 use crate::weights::{WeightCache, Weights, load};
 use crate::{OpenError, PlanError};
 use baton_engine::{
@@ -108,13 +109,15 @@ struct Step {
 }
 
 impl CpuRunner {
-    /// Reads or maps the weights, and makes an empty KV pool. `progress` is told bytes of weights: so far, in the end.
+    /// Reads or maps the weights, and makes an empty KV pool. `turns` are taken with other servers of this machine, if there
+    /// are any. `progress` is told bytes of weights: so far, in the end.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub fn open(
         model: Model<'_>,
         options: &Options,
+        turns: Option<Turns>,
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Self, OpenError> {
         let graph = Program::Decode(1)
@@ -127,7 +130,7 @@ impl CpuRunner {
             options.weight_cache.as_ref(),
             progress,
         )?;
-        let team = Team::new(options.threads).map_err(OpenError::Threads)?;
+        let team = Team::new(options.threads, turns).map_err(OpenError::Threads)?;
         let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let n_blocks = narrow(options.pool.n_blocks);
         let spec = RunnerSpec {

@@ -3,10 +3,12 @@
 //! A step is one piece of work that all members run from beginning to end; where its parts depend on each other they
 //! meet. Members that wait spin for a moment, then give their turn away, then sleep: nothing spins while idle.
 
+use crate::turns::Turns;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// Looks before a waiting thread gives its turn away; two microseconds or so. Members may well share a processor with each
 /// other or with another server's, and then whoever looks on keeps the one it waits for from running.
@@ -43,6 +45,7 @@ struct State {
     /// The next part of the current section.
     next: AtomicUsize,
     job: AtomicPtr<Job<'static>>,
+    turns: Option<Turns>,
     ended: AtomicBool,
     failed: AtomicBool,
 }
@@ -51,11 +54,11 @@ struct State {
 struct Job<'a>(&'a (dyn Fn(&Member<'_>) + Sync));
 
 impl Team {
-    /// So many threads, the caller's included; at least one.
+    /// So many threads, the caller's included; at least one. They take turns with other processes' if told how.
     ///
     /// # Errors
     /// The system gives no more threads.
-    pub(crate) fn new(n: usize) -> std::io::Result<Self> {
+    pub(crate) fn new(n: usize, turns: Option<Turns>) -> std::io::Result<Self> {
         let n = n.max(1);
         let state = Arc::new(State {
             n,
@@ -66,6 +69,7 @@ impl Team {
             left: AtomicUsize::new(0),
             next: AtomicUsize::new(0),
             job: AtomicPtr::new(std::ptr::null_mut()),
+            turns,
             ended: AtomicBool::new(false),
             failed: AtomicBool::new(false),
         });
@@ -102,6 +106,10 @@ impl Team {
         state.next.store(0, Ordering::Relaxed);
         state.failed.store(false, Ordering::Relaxed);
         let done = state.done.now();
+        if let Some(turns) = &state.turns {
+            turns.begin();
+        }
+        let start = Instant::now();
         let job = Job(work);
         // SAFETY: only the lifetime changes. Members use the job between the signal and their leaving, and this
         // function does not return, not even by a panic, before all have left.
@@ -110,6 +118,9 @@ impl Team {
         state.work.raise();
         state.take_part(0);
         state.done.wait_past(done);
+        if let Some(turns) = &state.turns {
+            turns.end(start.elapsed());
+        }
         assert!(
             !state.failed.load(Ordering::Acquire),
             "a compute thread panicked"
@@ -177,6 +188,9 @@ impl Member<'_> {
             let i = self.state.next.fetch_add(1, Ordering::Relaxed);
             if i >= n {
                 break;
+            }
+            if let Some(turns) = &self.state.turns {
+                turns.give_way();
             }
             part(i);
         }
@@ -265,7 +279,7 @@ mod tests {
     #[test]
     fn every_part_is_done_once_and_before_anyone_goes_on() {
         for n in [1, 2, 3, 5] {
-            let mut team = Team::new(n).unwrap();
+            let mut team = Team::new(n, None).unwrap();
             let done: Vec<AtomicUsize> = (0..50).map(|_| AtomicUsize::new(0)).collect();
             for round in 1..200 {
                 team.run(&|member| {
@@ -286,7 +300,7 @@ mod tests {
     #[test]
     fn a_panic_on_one_thread_reaches_the_owner_and_the_team_lives_on() {
         for bad in 0..3 {
-            let mut team = Team::new(3).unwrap();
+            let mut team = Team::new(3, None).unwrap();
             let failed = catch_unwind(AssertUnwindSafe(|| {
                 team.run(&|member| {
                     assert_ne!(member.index, bad, "on purpose");

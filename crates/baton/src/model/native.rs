@@ -2,10 +2,10 @@
 
 use super::{LoadProgress, weight_cache};
 use crate::Failure;
-use crate::cli::{Dtype, Serve};
+use crate::cli::{Dtype, Role, Serve};
 use anyhow::Context as _;
 use baton_checkpoint::Checkpoint;
-use baton_cpu::{Arithmetic, CpuRunner, Model, Options, WeightCache, Weights};
+use baton_cpu::{Arithmetic, CpuRunner, Model, Options, Side, Turns, WeightCache, Weights};
 use baton_engine::Runner;
 use baton_model::Storage;
 use baton_runner::{Loading, Shapes};
@@ -59,13 +59,27 @@ pub(super) fn load(
         weights: &Files(checkpoint),
     };
     let progress = LoadProgress::new();
-    let runner = CpuRunner::open(model, &options, &|loaded, total| {
+    let turns = turns(args).map_err(Failure::Unavailable)?;
+    let runner = CpuRunner::open(model, &options, turns, &|loaded, total| {
         progress.show(Loading::Weights { loaded, total });
     });
     let runner = runner
         .context("cannot load the model")
         .map_err(Failure::Unavailable)?;
     Ok(Box::new(runner))
+}
+
+/// Decode servers come first: others wait for every token, and for a prompt once.
+fn turns(args: &Serve) -> anyhow::Result<Option<Turns>> {
+    let Some(path) = &args.turns else {
+        return Ok(None);
+    };
+    let side = match args.role {
+        Role::Prefill => Side::GivesWay,
+        Role::Decode | Role::Both => Side::First,
+    };
+    let turns = Turns::open(path, side).with_context(|| path.display().to_string())?;
+    Ok(Some(turns))
 }
 
 /// What affinity and control groups leave of the machine.

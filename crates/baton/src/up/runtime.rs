@@ -31,6 +31,11 @@ impl RuntimeDir {
         self.path.join(ENDPOINTS)
     }
 
+    /// Where servers find out whose turn it is; the first one makes the file.
+    pub(super) fn turns(&self) -> PathBuf {
+        self.path.join("turns")
+    }
+
     /// Replaces the endpoints file; a reader sees the old one or the new one, whole.
     pub(super) fn write_endpoints(&self, endpoints: &[EndpointConfig]) -> anyhow::Result<()> {
         let new = self.write("endpoints.new", &serde_json::to_vec_pretty(endpoints)?)?;
