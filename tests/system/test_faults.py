@@ -46,13 +46,18 @@ def hang_up(url: str, request: dict, after_s: float):
 
 
 def test_a_killed_prefill_server_loses_no_request(stack):
-    victims = [process for process, _ in stack.servers("prefill")]
-    killer = threading.Timer(2.0, victims[0].send_signal, [signal.SIGKILL])
-    killer.start()
+    victim = stack.servers("prefill")[0][0]
+    answers = {}
+
+    def ask(i: int):
+        answers[i] = post(stack.url, "/v1/completions", body(i))
+        if len(answers) == 10:
+            victim.send_signal(signal.SIGKILL)
+
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda i: post(stack.url, "/v1/completions", body(i)), range(20)))
-    killer.join()
-    assert [status for status, _ in answers] == [200] * 20
+        list(pool.map(ask, range(40)))
+    answers = answers.values()
+    assert [status for status, _ in answers] == [200] * 40
     assert all(len(a["choices"][0]["text"]) > 0 and a["usage"]["completion_tokens"] == 8 for _, a in answers)
     whole_again(stack)
 
@@ -81,7 +86,7 @@ def test_a_killed_decode_server_costs_only_streams_that_had_begun(stack):
 def test_a_client_that_hangs_up_frees_its_blocks_within_a_second(stack):
     whole_again(stack)
     # Before, during and after the prompt's computation and the hand-over, and while tokens stream.
-    for i, delay in enumerate((0.02, 0.2, 0.5, 0.8, 1.0, 1.2, 1.6, 2.5)):
+    for i, delay in enumerate((0.01, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)):
         hang_up(stack.url, body(100 + i, max_tokens=500, stream=i % 2 == 1), delay)
         eventually(lambda: idle(stack), 1.0, f"blocks free after a hang-up at {delay} s")
 
