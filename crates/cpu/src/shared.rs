@@ -4,7 +4,7 @@
     reason = "columns of one row go to different threads, which slices cannot say"
 )]
 
-use memmap2::MmapMut;
+use memmap2::{Advice, MmapMut};
 use std::ops::Range;
 use std::ptr::NonNull;
 
@@ -16,6 +16,9 @@ impl Plain for u16 {}
 impl Plain for u32 {}
 impl Plain for u8 {}
 impl Plain for i8 {}
+
+/// From here on a buffer asks for pages of 2 MB.
+const LARGE: usize = 8 << 20;
 
 /// A fixed number of elements, zero at first, aligned to a page. Pages that nobody wrote take no memory.
 pub(crate) struct Shared<T> {
@@ -41,6 +44,10 @@ impl<T: Plain> Shared<T> {
             .expect("buffers are far smaller than the address space");
         // A map of nothing is refused.
         let mut map = MmapMut::map_anon(bytes.max(1)).expect("the system has memory to promise");
+        if bytes >= LARGE {
+            // Long reads are quicker through large pages; where there are none, nothing is lost.
+            drop(map.advise(Advice::HugePage));
+        }
         let start = NonNull::from(&mut map[..]).cast();
         Self {
             start,
