@@ -12,7 +12,7 @@ use std::time::Instant;
 
 /// Looks before a waiting thread gives its turn away; two microseconds or so. Members may well share a processor with each
 /// other or with another server's, and then whoever looks on keeps the one it waits for from running.
-const SPINS: u32 = 50;
+const SPINS: u32 = 200;
 /// Turns given away before it sleeps; half a millisecond if nobody takes them.
 const YIELDS: u32 = 1000;
 
