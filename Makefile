@@ -42,6 +42,8 @@ test-system: fetch $(VENV)/stamp ## the real stack, real model, official client
 
 test-slow: fetch $(VENV)/stamp ## the slower tier: whole parity, faults at length, TPU ahead of time
 	@export $(FETCHED); $(PY) -m pytest -q tests/system -m slow
+	@export $(FETCHED) BATON_TEXT="$$($(PY) -c 'import pydoc_data.topics as topics; print(topics.__file__)')"; \
+		$(CARGO) test --release --locked -p baton-cpu --test perplexity -- --ignored --nocapture
 
 check: fmt-check lint layers ## what CI checks besides the tests
 

@@ -8,6 +8,7 @@
 
 mod attention;
 mod error;
+mod forward;
 mod kv_cache;
 mod matrix;
 mod plan;
@@ -22,7 +23,8 @@ mod turns;
 mod weights;
 
 pub use error::{OpenError, PlanError};
-pub use runner::{Arithmetic, CpuRunner, Model, Options};
+pub use forward::Arithmetic;
+pub use runner::{CpuRunner, Model, Options};
 pub use simd::Isa;
 pub use turns::{Side, Turns};
 pub use weights::{WeightCache, Weights};

@@ -1,14 +1,10 @@
 //! The runner: weights, KV and plan of one model, and a team that runs a batch through them.
 
-use crate::attention::{Attention, Heads, How, Scratch, Span};
+use crate::attention::How;
+use crate::forward::{Arithmetic, Forward, PARTS, Step};
 use crate::kv_cache::KvCache;
-use crate::matrix::{Form, Input, Matrix, Product};
-use crate::plan::{Buffer, MatrixId, Plan, ProductOp, RowOp, Section, Space, VectorId, Work};
-use crate::row_ops::{FormsOf, Memory, RowsTask, Surroundings, Token};
-use crate::sample::Sampler;
-use crate::shared::Shared;
-use crate::simd::Isa;
-use crate::team::{Member, Team};
+use crate::plan::Plan;
+use crate::team::Team;
 use crate::turns::Turns;
 use crate::weights::{WeightCache, Weights, load};
 use crate::{OpenError, PlanError};
@@ -16,9 +12,8 @@ use baton_engine::{
     Batch, Row, Runner, RunnerError, RunnerSpec, Sampled, Sampling, StepOutput, TokenLogprobs,
 };
 use baton_kv::{BlockId, KvLayout};
-use baton_model::{Config, Pool, Program, Storage};
+use baton_model::{Config, Pool, Program};
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What a runner runs.
 #[derive(Clone, Copy)]
@@ -50,62 +45,12 @@ pub struct Options {
     pub weight_cache: Option<WeightCache>,
 }
 
-/// How products are computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arithmetic {
-    /// Every activation in f32.
-    Exact,
-    /// Activations in 8 bits, with a scale for every 32, where weights have 8 bits or fewer; in bf16 where they are bf16.
-    Quantized,
-}
-
-impl Arithmetic {
-    fn form(self, storage: Storage) -> Form {
-        match (self, storage) {
-            (Self::Exact, _) | (_, Storage::F32 | Storage::F16) => Form::F32,
-            (_, Storage::BF16) => Form::Bf16,
-            _ => Form::Q8,
-        }
-    }
-}
-
 /// A model on the CPU.
 pub struct CpuRunner {
     spec: RunnerSpec,
     team: Team,
     step: Step,
-    engine: Engine,
-}
-
-/// All that stays the same while a step runs.
-struct Engine {
-    isa: Isa,
-    arithmetic: Arithmetic,
-    plan: Plan,
-    widths: Vec<usize>,
-    forms: Vec<FormsOf>,
-    matrices: Vec<Matrix>,
-    vectors: Vec<Vec<f32>>,
-    memory: Memory,
-    cache: KvCache,
-    /// Query heads of each KV head.
-    group: usize,
-    samplers: Vec<Mutex<Sampler>>,
-    scratches: Vec<Mutex<Scratch>>,
-    drawn: Shared<u32>,
-    /// Where the logits of the last step lie.
-    logits: Option<Buffer>,
-}
-
-/// One step's small inputs. Reused.
-#[derive(Default)]
-struct Step {
-    tokens: Vec<Token>,
-    /// For each sequence that wants a token: the row of its last one, and where it stands in the batch.
-    last: Vec<usize>,
-    wanting: Vec<usize>,
-    spans: Vec<Span>,
-    attention: Attention,
+    forward: Forward,
 }
 
 impl CpuRunner {
@@ -143,7 +88,7 @@ impl CpuRunner {
         };
         let cache = KvCache::new(&options.layout, n_blocks).map_err(OpenError::Kv)?;
         let group = model.config.n_heads / model.config.n_kv_heads.max(1);
-        let engine = Engine::new(
+        let forward = Forward::new(
             plan,
             (matrices, vectors),
             (cache, group.max(1)),
@@ -154,24 +99,31 @@ impl CpuRunner {
             spec,
             team,
             step: Step::default(),
-            engine,
+            forward,
         })
+    }
+
+    /// The logits of the last step's `place`-th row that wanted a token; for tests and evaluations.
+    #[doc(hidden)]
+    pub fn logits(&mut self, place: usize) -> &[f32] {
+        let n = self.spec.vocab_size as usize;
+        &self.forward.logits_of(place)[..n]
     }
 
     /// Runs some of the batch's rows.
     fn launch(&mut self, batch: &Batch, rows: Range<usize>, out: &mut StepOutput) {
         self.step.fill(batch, rows, &self.spec);
         let how = How {
-            group: self.engine.group,
+            group: self.forward.group,
             parts: self.team.len() * PARTS,
         };
-        let shape = &self.engine.cache.shape;
+        let shape = &self.forward.cache.shape;
         let Step {
             attention, spans, ..
         } = &mut self.step;
         attention.plan(spans, &batch.blocks, shape, how);
-        let (engine, step) = (&self.engine, &self.step);
-        self.team.run(&|member| engine.run(member, batch, step));
+        let (forward, step) = (&self.forward, &self.step);
+        self.team.run(&|member| forward.run(member, batch, step));
         for place in 0..self.step.wanting.len() {
             let i = self.step.wanting[place];
             out.rows[i] = batch.rows[i]
@@ -183,14 +135,14 @@ impl CpuRunner {
 
     fn sampled(&mut self, place: usize, sampling: &Sampling) -> Sampled {
         let vocab_size = self.spec.vocab_size;
-        let mut token = self.engine.drawn.all()[place];
+        let mut token = self.forward.drawn.all()[place];
         if token >= vocab_size {
             // KV from elsewhere may hold anything, and must not stop the others.
             tracing::warn!("logits of a sequence are not numbers");
             token = vocab_size - 1;
         }
         let logprobs = sampling.logprobs.map(|n| {
-            let logits = self.engine.logits_of(place);
+            let logits = self.forward.logits_of(place);
             Box::new(TokenLogprobs::of(
                 &logits[..vocab_size as usize],
                 token,
@@ -199,362 +151,22 @@ impl CpuRunner {
         });
         Sampled { token, logprobs }
     }
-}
 
-impl Step {
-    fn fill(&mut self, batch: &Batch, rows: Range<usize>, spec: &RunnerSpec) {
-        self.tokens.clear();
-        self.last.clear();
-        self.wanting.clear();
-        self.spans.clear();
-        for i in rows {
-            let row = &batch.rows[i];
-            let first_row = self.tokens.len();
-            self.put_tokens(batch, row, spec.layout.block_size);
-            self.spans.push(Span {
-                first_row,
-                n_tokens: row.tokens.len(),
-                start: row.start,
-                blocks: row.blocks.clone(),
-            });
-            if row.sampling.is_some() {
-                self.last.push(self.tokens.len() - 1);
-                self.wanting.push(i);
-            }
-        }
-    }
-
-    fn put_tokens(&mut self, batch: &Batch, row: &Row, block_size: u32) {
-        let blocks = &batch.blocks[row.blocks.clone()];
-        for (position, &id) in (row.start..).zip(&batch.tokens[row.tokens.clone()]) {
-            let position = u32::try_from(position).unwrap_or(u32::MAX);
-            self.tokens.push(Token {
-                id,
-                position,
-                block: blocks[(position / block_size) as usize].0,
-                slot: position % block_size,
-            });
-        }
-    }
-}
-
-/// The forms that each buffer's rows are wanted in.
-fn forms(plan: &Plan, form: impl Fn(&ProductOp) -> Form) -> Vec<FormsOf> {
-    let mut forms = vec![FormsOf::default(); plan.strides.len()];
-    for section in &plan.sections {
-        let (x, list): (_, &[ProductOp]) = match &section.work {
-            Work::Products { x, list } => (x, list),
-            Work::Gated { x, pair } => (x, pair),
-            _ => continue,
+    /// The end of the rows from `first` on that one launch has room for; at least one.
+    fn fitting(&self, batch: &Batch, first: usize) -> usize {
+        let most = self.spec.max_chunk + self.spec.max_batch;
+        let mut tokens = 0;
+        let fits = |row: &&Row| {
+            tokens += row.tokens.len();
+            tokens <= most
         };
-        for product in list {
-            forms[x.0].add(form(product));
-        }
-    }
-    forms
-}
-
-/// Rows that every member rather does for itself than meets the others.
-const FEW: usize = 2;
-/// Parts for each thread, so that a slow one holds the others up little.
-const PARTS: usize = 4;
-
-impl Engine {
-    fn new(
-        plan: Plan,
-        (matrices, vectors): (Vec<Matrix>, Vec<Vec<f32>>),
-        (cache, group): (KvCache, usize),
-        options: &Options,
-        threads: usize,
-    ) -> Self {
-        let arithmetic = options.arithmetic;
-        let form = |product: &ProductOp| arithmetic.form(matrices[product.matrix.0].storage);
-        let forms = forms(&plan, form);
-        let logits = plan.sections.iter().find_map(|section| match section.work {
-            Work::Sample { logits } => Some(logits),
-            _ => None,
-        });
-        let rows = options.max_chunk + options.max_batch.max(FEW * threads);
-        let last_rows = options.max_batch.max(FEW * threads);
-        let widest = plan
-            .matrices
+        let n = batch.rows[first..]
             .iter()
-            .map(|m| crate::matrix::padded(m.n_in))
-            .max()
-            .unwrap_or(0);
-        let any = |wants: fn(&FormsOf) -> bool| {
-            if forms.iter().any(wants) {
-                rows * widest
-            } else {
-                0
-            }
-        };
-        let memory = Memory {
-            buffers: (0..plan.strides.len())
-                .map(|b| {
-                    // Only a few rows ever get logits.
-                    let n = if logits == Some(Buffer(b)) {
-                        last_rows
-                    } else {
-                        rows
-                    };
-                    Shared::zeroed(n * plan.strides[b])
-                })
-                .collect(),
-            bf16: Shared::zeroed(any(|f| f.bf16)),
-            q8: Shared::zeroed(any(|f| f.q8) / crate::rows::BLOCK),
-            strides: plan.strides.clone(),
-        };
-        Self {
-            isa: Isa::detect(),
-            arithmetic,
-            widths: plan.widths.clone(),
-            plan,
-            forms,
-            matrices,
-            vectors,
-            memory,
-            cache,
-            group,
-            scratches: (0..threads).map(|_| Mutex::default()).collect(),
-            samplers: (0..threads).map(|_| Mutex::default()).collect(),
-            drawn: Shared::zeroed(rows),
-            logits,
-        }
+            .take(self.spec.max_batch)
+            .take_while(fits)
+            .count();
+        first + n.max(1)
     }
-
-    /// A step, as every member runs it.
-    fn run(&self, member: &Member<'_>, batch: &Batch, step: &Step) {
-        let around = Surroundings {
-            isa: self.isa,
-            memory: &self.memory,
-            matrices: &self.matrices,
-            vectors: &self.vectors,
-            widths: &self.widths,
-            forms: &self.forms,
-            cache: &self.cache,
-            tokens: &step.tokens,
-            last: &step.last,
-        };
-        let mut scratch = Vec::new();
-        let sections = &self.plan.sections;
-        let mut private: Option<&Section> = None;
-        for (i, section) in sections.iter().enumerate() {
-            let n_rows = match section.space {
-                Space::Tokens => step.tokens.len(),
-                Space::Last => step.last.len(),
-            };
-            if n_rows == 0 {
-                return;
-            }
-            match &section.work {
-                Work::Rows(ops) if n_rows <= FEW && section.is_private(sections.get(i + 1)) => {
-                    self.rows(ops, 0..n_rows, member.index * n_rows, &around, &mut scratch);
-                    private = Some(section);
-                    continue;
-                }
-                Work::Rows(ops) => self.shared_rows(member, ops, n_rows, &around, &mut scratch),
-                Work::Products { x, list } => {
-                    let rows = Rows::new(member, n_rows, *x, private);
-                    self.products(member, rows, list);
-                }
-                Work::Gated { x, pair } => {
-                    let rows = Rows::new(member, n_rows, *x, private);
-                    self.gated(member, rows, pair);
-                }
-                Work::Attend { layer, q, out } => self.attend(member, step, *layer, [*q, *out]),
-                Work::Sample { logits } => self.sample(member, batch, step, *logits),
-            }
-            private = None;
-        }
-    }
-
-    fn rows(
-        &self,
-        ops: &[RowOp],
-        rows: Range<usize>,
-        shift: usize,
-        around: &Surroundings<'_>,
-        scratch: &mut Vec<[f32; 16]>,
-    ) {
-        self.isa.run(RowsTask {
-            ops,
-            rows,
-            shift,
-            around,
-            scratch,
-        });
-    }
-
-    fn shared_rows(
-        &self,
-        member: &Member<'_>,
-        ops: &[RowOp],
-        n_rows: usize,
-        around: &Surroundings<'_>,
-        scratch: &mut Vec<[f32; 16]>,
-    ) {
-        let parts = n_rows.min(member.team_len() * PARTS);
-        member.each(parts, |i| {
-            self.rows(ops, part(i, parts, n_rows), 0, around, scratch);
-        });
-    }
-
-    fn products(&self, member: &Member<'_>, rows: Rows, list: &[ProductOp]) {
-        let n_tiles: usize = list.iter().map(|p| self.matrix(p.matrix).n_tiles()).sum();
-        let parts = n_tiles.min(member.team_len() * PARTS);
-        member.each(parts, |i| {
-            let wanted = part(i, parts, n_tiles);
-            let mut before = 0;
-            for product in list {
-                let n = self.matrix(product.matrix).n_tiles();
-                let tiles = wanted.start.clamp(before, before + n) - before
-                    ..wanted.end.clamp(before, before + n) - before;
-                before += n;
-                if !tiles.is_empty() {
-                    self.product(product, tiles, rows);
-                }
-            }
-        });
-    }
-
-    fn gated(&self, member: &Member<'_>, rows: Rows, pair: &[ProductOp; 2]) {
-        let n_tiles = self.matrix(pair[0].matrix).n_tiles();
-        let parts = n_tiles.min(member.team_len() * PARTS);
-        member.each(parts, |i| {
-            for tile in part(i, parts, n_tiles) {
-                for product in pair {
-                    self.product(product, tile..tile + 1, rows);
-                }
-            }
-        });
-    }
-
-    fn product(&self, product: &ProductOp, tiles: Range<usize>, rows: Rows) {
-        let matrix = self.matrix(product.matrix);
-        Product {
-            matrix,
-            tiles,
-            input: self.input(self.arithmetic.form(matrix.storage), rows),
-            n_rows: rows.n,
-            out: &self.memory.buffers[product.out.0],
-            stride: self.memory.strides[product.out.0],
-            column: 0,
-            bias: product.bias.map(|VectorId(b)| self.vectors[b].as_slice()),
-            then: product.then,
-        }
-        .run(self.isa);
-    }
-
-    #[expect(unsafe_code, reason = "rows are shared between threads")]
-    fn input(&self, form: Form, rows: Rows) -> Input<'_> {
-        let stride = self.memory.strides[rows.x.0];
-        let range = |base: usize, each: usize| base * each..(base + rows.n) * each;
-        // SAFETY: prepared rows and the rows they were made of are written before the meeting that precedes a product,
-        // or by this member alone, and a product writes neither.
-        unsafe {
-            match form {
-                Form::F32 => {
-                    Input::F32(self.memory.buffers[rows.x.0].get(range(rows.plain, stride)))
-                }
-                Form::Bf16 => {
-                    let pairs = self.memory.bf16.get(range(rows.prepared, stride));
-                    Input::Bf16(bytemuck::cast_slice(pairs))
-                }
-                Form::Q8 => {
-                    let blocks = stride / crate::rows::BLOCK;
-                    Input::Q8(self.memory.q8.get(range(rows.prepared, blocks)))
-                }
-            }
-        }
-    }
-
-    fn matrix(&self, id: MatrixId) -> &Matrix {
-        &self.matrices[id.0]
-    }
-
-    fn attend(&self, member: &Member<'_>, step: &Step, layer: usize, [q, out]: [Buffer; 2]) {
-        let heads = Heads {
-            q: &self.memory.buffers[q.0],
-            q_stride: self.memory.strides[q.0],
-            out: &self.memory.buffers[out.0],
-            out_stride: self.memory.strides[out.0],
-        };
-        let attention = &step.attention;
-        let mut scratch = lock(&self.scratches[member.index]);
-        member.each(attention.n_parts(), |i| {
-            attention.part(self.isa, (i, layer), &self.cache, &heads, &mut scratch);
-        });
-        if attention.n_merges() > 0 {
-            member.each(attention.n_merges(), |i| {
-                attention.merge(i, &self.cache.shape, &heads);
-            });
-        }
-    }
-
-    fn sample(&self, member: &Member<'_>, batch: &Batch, step: &Step, logits: Buffer) {
-        member.each(step.wanting.len(), |i| {
-            let Some(sampling) = &batch.rows[step.wanting[i]].sampling else {
-                return;
-            };
-            let last = step.tokens[step.last[i]];
-            let mut sampler = lock(&self.samplers[member.index]);
-            let stride = self.memory.strides[logits.0];
-            let at = i * stride;
-            // SAFETY: logits were written before the last meeting, and each token is one member's.
-            #[expect(unsafe_code, reason = "rows are shared between threads")]
-            let (logits, drawn) = unsafe {
-                (
-                    self.memory.buffers[logits.0].get(at..at + self.widths[logits.0]),
-                    self.drawn.get_mut(i..i + 1),
-                )
-            };
-            drawn[0] = sampler.draw(logits, sampling, last.position + 1);
-        });
-    }
-
-    /// The logits of the last step's row.
-    fn logits_of(&mut self, place: usize) -> &[f32] {
-        let Some(Buffer(b)) = self.logits else {
-            return &[];
-        };
-        let stride = self.memory.strides[b];
-        &self.memory.buffers[b].all()[place * stride..][..stride]
-    }
-}
-
-/// What is one member's own; never contended.
-fn lock<T>(own: &Mutex<T>) -> MutexGuard<'_, T> {
-    own.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The rows that a product reads.
-#[derive(Clone, Copy)]
-struct Rows {
-    x: Buffer,
-    n: usize,
-    /// Where the f32 rows begin.
-    plain: usize,
-    /// Where the prepared rows begin.
-    prepared: usize,
-}
-
-impl Rows {
-    /// As the section before left them: for all, or for this member alone.
-    fn new(member: &Member<'_>, n: usize, x: Buffer, private: Option<&Section>) -> Self {
-        let own = |is_own: bool| if is_own { member.index * n } else { 0 };
-        Self {
-            x,
-            n,
-            plain: own(private.is_some_and(|section| section.makes(x))),
-            prepared: own(private.is_some()),
-        }
-    }
-}
-
-/// Part `i` of `parts` of `0..n`.
-fn part(i: usize, parts: usize, n: usize) -> Range<usize> {
-    i * n / parts..(i + 1) * n / parts
 }
 
 impl Runner for CpuRunner {
@@ -577,31 +189,13 @@ impl Runner for CpuRunner {
 
     fn export(&mut self, blocks: &[BlockId], out: &mut [u8]) -> Result<(), RunnerError> {
         self.spec.check_blocks(blocks, out.len())?;
-        self.engine.cache.export(blocks, out);
+        self.forward.cache.export(blocks, out);
         Ok(())
     }
 
     fn import(&mut self, blocks: &[BlockId], data: &[u8]) -> Result<(), RunnerError> {
         self.spec.check_blocks(blocks, data.len())?;
-        self.engine.cache.import(blocks, data);
+        self.forward.cache.import(blocks, data);
         Ok(())
-    }
-}
-
-impl CpuRunner {
-    /// The end of the rows from `first` on that one launch has room for; at least one.
-    fn fitting(&self, batch: &Batch, first: usize) -> usize {
-        let most = self.spec.max_chunk + self.spec.max_batch;
-        let mut tokens = 0;
-        let fits = |row: &&Row| {
-            tokens += row.tokens.len();
-            tokens <= most
-        };
-        let n = batch.rows[first..]
-            .iter()
-            .take(self.spec.max_batch)
-            .take_while(fits)
-            .count();
-        first + n.max(1)
     }
 }

@@ -1,139 +1,126 @@
-//! The runner on XLA's CPU plugin, against what Hugging Face transformers computed for tiny random models.
+//! The runner on XLA's CPU plugin: what every runner must do, and what is its own.
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
-mod fixture;
+mod conformance;
 mod sampling;
 
-use baton_engine::{Batch, Row, Runner, Sampling, StepOutput};
-use baton_kv::{BlockId, DType};
-use baton_runner::{PjrtRunner, Role};
-use fixture::{Expected, Fixture, NAMES};
+use baton_engine::Runner;
+use baton_kv::DType;
+use baton_runner::{KvSize, Loading, Model, Options, PjrtRunner, Role, Shapes};
+use conformance::fixture::{Fixture, round};
+use conformance::{Sequence, log_softmax, prefill};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
-/// A sequence with blocks of its own.
-#[derive(Clone)]
-struct Sequence {
-    tokens: Vec<u32>,
-    done: usize,
-    blocks: Vec<BlockId>,
+pub(crate) fn runner_of(fixture: &Fixture, role: Role, dtype: DType) -> PjrtRunner {
+    // Kept between runs of the tests; the cache itself has a test of its own.
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("programs");
+    open_runner(fixture, (role, dtype), &cache, &|_| ())
 }
 
-impl Sequence {
-    /// One that owns `n` blocks from `first` on, every second one, so that tables are no ranges.
-    fn new(tokens: &[u32], first: u32, n: u32) -> Self {
-        let blocks = (0..n).map(|i| BlockId(first + 2 * i)).collect();
-        Self {
-            tokens: tokens.to_vec(),
-            done: 0,
-            blocks,
+/// A way to open runners of a role, in f32.
+fn role(role: Role) -> impl Fn(&Fixture) -> Box<dyn Runner> {
+    move |fixture| Box::new(runner_of(fixture, role, DType::F32))
+}
+
+/// Opens a runner with a cache and says of each program whether it came from there.
+fn programs_cached(fixture: &Fixture, dir: &Path) -> Vec<bool> {
+    let seen = Mutex::new(Vec::new());
+    let see = |progress: Loading<'_>| {
+        if let Loading::Program { cached, .. } = progress {
+            seen.lock().unwrap().push(cached);
         }
-    }
+    };
+    open_runner(fixture, (Role::Prefill, DType::F32), dir, &see);
+    let seen = seen.into_inner().unwrap();
+    assert!(!seen.is_empty());
+    seen
 }
 
-fn greedy_with_logprobs() -> Sampling {
-    Sampling {
-        logprobs: Some(96),
-        ..Sampling::GREEDY
-    }
-}
-
-/// Runs the next `n` tokens of each sequence in one step; appends sampled tokens where a sequence came to its end.
-fn step(
-    runner: &mut PjrtRunner,
-    work: &mut [(&mut Sequence, usize)],
-    sampling: &Sampling,
-) -> StepOutput {
-    let mut batch = Batch::default();
-    for (seq, n) in work.iter() {
-        let (t, b) = (batch.tokens.len(), batch.blocks.len());
-        batch.tokens.extend(&seq.tokens[seq.done..seq.done + n]);
-        batch.blocks.extend(&seq.blocks);
-        let ends = seq.done + n == seq.tokens.len();
-        batch.rows.push(Row {
-            tokens: t..batch.tokens.len(),
-            blocks: b..batch.blocks.len(),
-            start: seq.done,
-            sampling: ends.then(|| sampling.clone()),
-        });
-    }
-    let mut out = StepOutput::default();
-    runner.execute(&batch, &mut out).unwrap();
-    for ((seq, n), row) in work.iter_mut().zip(&out.rows) {
-        seq.done += *n;
-        if let Some(sampled) = row {
-            seq.tokens.push(sampled.token);
+fn open_runner(
+    &self,
+    (role, dtype): (Role, DType),
+    cache_dir: &Path,
+    progress: &(dyn Fn(Loading<'_>) + Sync),
+) -> PjrtRunner {
+    let shapes = Shapes {
+        dtype,
+        block_size: 8,
+        kv: KvSize::Tokens(1200),
+        max_batch: 4,
+        max_chunk: 64,
+        max_model_len: 300,
+        role,
+    };
+    let options = Options {
+        plugin: plugin(),
+        client: vec![("cpu_device_count".to_owned(), 1.into())],
+        compiler: Vec::new(),
+        shapes,
+        cache_dir: Some(cache_dir.to_owned()),
+    };
+    let load = |name: &str, dtype: DType, out: &mut [u8]| {
+        let weight = fixture.weight(name).ok_or("missing")?;
+        match dtype {
+            DType::F32 => out.copy_from_slice(weight),
+            DType::BF16 => round(weight, out),
+            DType::F16 => return Err("not used here".into()),
         }
-    }
-    out
+        Ok(())
+    };
+    let model = Model {
+        config: &fixture.config,
+        fingerprint: 7,
+        weights: &load,
+    };
+    PjrtRunner::open(model, &options, progress).unwrap()
 }
 
-/// Prefills a whole prompt in chunks of at most `chunk`; the last step's output.
-fn prefill(runner: &mut PjrtRunner, seq: &mut Sequence, chunk: usize) -> StepOutput {
-    let end = seq.tokens.len();
-    let mut out = StepOutput::default();
-    while seq.done < end {
-        let n = chunk.min(end - seq.done);
-        out = step(runner, &mut [(&mut *seq, n)], &greedy_with_logprobs());
-    }
-    out
-}
-
-fn log_softmax(logits: &[f32]) -> Vec<f32> {
-    let peak = logits.iter().copied().fold(f32::MIN, f32::max);
-    let sum: f32 = logits.iter().map(|x| (x - peak).exp()).sum();
-    logits.iter().map(|x| x - peak - sum.ln()).collect()
-}
-
-fn assert_logits(out: &StepOutput, expected: &Expected, what: &str) {
-    let sampled = out.rows[0].as_ref().unwrap();
-    let reference = log_softmax(&expected.logits);
-    for &(id, found) in &sampled.logprobs.as_ref().unwrap().top {
-        let difference = (found - reference[id as usize]).abs();
-        assert!(
-            difference < 2e-4,
-            "{what}: token {id}: {found} instead of {}",
-            reference[id as usize]
-        );
-    }
-}
-
-/// Generates until `n` tokens are there or a choice is so close that rounding decides.
-fn assert_greedy(runner: &mut PjrtRunner, mut seq: Sequence, expected: &Expected, what: &str) {
-    let start = expected.prompt.len();
-    for (i, (&token, &margin)) in expected.greedy.iter().zip(&expected.margins).enumerate() {
-        if margin < 1e-3 {
-            break;
-        }
-        assert_eq!(seq.tokens[start + i], token, "{what}: token {i}");
-        step(runner, &mut [(&mut seq, 1)], &Sampling::GREEDY);
-    }
+pub(crate) fn plugin() -> PathBuf {
+    std::env::var_os("BATON_PJRT_CPU")
+        .expect("BATON_PJRT_CPU must name the CPU plugin's shared library; `baton fetch` brings it, `make test` sets it")
+        .into()
 }
 
 #[test]
 fn logits_and_greedy_tokens_are_those_of_transformers_however_the_prompt_is_cut() {
-    for name in NAMES {
-        let fixture = Fixture::open(name);
-        let mut runner = fixture.runner(Role::Standalone);
-        for expected in &fixture.expected {
-            for chunk in [64, 16, 7, 1] {
-                let what = format!(
-                    "{name}, prompt of {}, chunks of {chunk}",
-                    expected.prompt.len()
-                );
-                let mut seq = Sequence::new(&expected.prompt, 1, 30);
-                let out = prefill(&mut runner, &mut seq, chunk);
-                assert_logits(&out, expected, &what);
-                if chunk == 16 {
-                    assert_greedy(&mut runner, seq, expected, &what);
-                }
-            }
-        }
-    }
+    conformance::logits_and_greedy_tokens_are_those_of_transformers_however_the_prompt_is_cut(
+        &role(Role::Standalone),
+    );
+}
+
+#[test]
+fn a_row_does_not_depend_on_the_rest_of_its_batch() {
+    conformance::a_row_does_not_depend_on_the_rest_of_its_batch(&role(Role::Standalone));
+}
+
+#[test]
+fn kv_that_moved_to_other_blocks_of_another_server_continues_the_sequence() {
+    conformance::kv_that_moved_to_other_blocks_of_another_server_continues_the_sequence(
+        &role(Role::Prefill),
+        &role(Role::Decode),
+    );
+}
+
+#[test]
+fn the_canonical_order_is_layer_head_block_kv_token_dim() {
+    conformance::the_canonical_order_is_layer_head_block_kv_token_dim(&role(Role::Decode));
+}
+
+#[test]
+fn what_lies_in_unused_slots_of_a_block_changes_nothing() {
+    conformance::what_lies_in_unused_slots_of_a_block_changes_nothing(&role(Role::Decode));
+}
+
+#[test]
+fn rows_that_do_not_fit_are_refused_and_the_runner_goes_on() {
+    conformance::rows_that_do_not_fit_are_refused_and_the_runner_goes_on(&role(Role::Standalone));
 }
 
 #[test]
 fn half_precision_comes_near() {
     let fixture = Fixture::open("tiny-llama3-rope");
-    let mut runner = fixture.runner_of(Role::Standalone, DType::BF16);
+    let mut runner = runner_of(&fixture, Role::Standalone, DType::BF16);
     for expected in &fixture.expected {
         let out = prefill(&mut runner, &mut Sequence::new(&expected.prompt, 1, 30), 16);
         let reference = log_softmax(&expected.logits);
@@ -148,149 +135,11 @@ fn half_precision_comes_near() {
 }
 
 #[test]
-fn a_row_does_not_depend_on_the_rest_of_its_batch() {
-    let fixture = Fixture::open("tiny-gqa8-tied");
-    let mut runner = fixture.runner(Role::Standalone);
-    let prompts: Vec<_> = fixture
-        .expected
-        .iter()
-        .filter(|e| e.prompt.len() <= 40)
-        .collect();
-    let mut seqs: Vec<Sequence> = prompts
-        .iter()
-        .zip(0..)
-        .map(|(e, i)| Sequence::new(&e.prompt, 1 + i % 2 + 30 * (i / 2), 15))
-        .collect();
-    // All prompts in one step, and then all decodes in one step each; five rows take more than one launch.
-    let mut work: Vec<_> = seqs
-        .iter_mut()
-        .map(|s| {
-            let n = s.tokens.len();
-            (s, n)
-        })
-        .collect();
-    step(&mut runner, &mut work, &Sampling::GREEDY);
-    for _ in 1..8 {
-        let mut work: Vec<_> = seqs.iter_mut().map(|s| (s, 1)).collect();
-        step(&mut runner, &mut work, &Sampling::GREEDY);
-    }
-    for (seq, expected) in seqs.iter().zip(prompts) {
-        let n = expected
-            .margins
-            .iter()
-            .take_while(|&&m| m > 1e-3)
-            .count()
-            .min(8);
-        assert_eq!(
-            seq.tokens[expected.prompt.len()..][..n],
-            expected.greedy[..n]
-        );
-    }
-}
-
-#[test]
-fn kv_that_moved_to_other_blocks_of_another_server_continues_the_sequence() {
-    let fixture = Fixture::open("tiny-llama3-rope");
-    let mut producer = fixture.runner(Role::Prefill);
-    let mut consumer = fixture.runner(Role::Decode);
-    let expected = fixture.expected.last().unwrap();
-    let mut here = Sequence::new(&expected.prompt, 1, 30);
-    prefill(&mut producer, &mut here, 64);
-
-    let n_blocks = expected.prompt.len().div_ceil(8);
-    let layout = producer.spec().layout.clone();
-    let mut data = vec![0; n_blocks * layout.block_bytes()];
-    producer
-        .export(&here.blocks[..n_blocks], &mut data)
-        .unwrap();
-
-    let mut there = Sequence {
-        done: here.done,
-        ..Sequence::new(&here.tokens, 2, 30)
-    };
-    there.blocks.reverse();
-    consumer.import(&there.blocks[..n_blocks], &data).unwrap();
-    let mut back = vec![0; data.len()];
-    consumer
-        .export(&there.blocks[..n_blocks], &mut back)
-        .unwrap();
-    assert!(back == data, "what was imported is what is exported");
-    assert_greedy(&mut consumer, there, expected, "after the move");
-}
-
-#[test]
-fn the_canonical_order_is_layer_head_block_kv_token_dim() {
-    let fixture = Fixture::open("tiny-mha-untied");
-    let mut runner = fixture.runner(Role::Decode);
-    let layout = runner.spec().layout.clone();
-    // More blocks than one launch moves, each element marked with its place.
-    let blocks: Vec<BlockId> = (0..40).map(|i| BlockId(140 - 3 * i)).collect();
-    let n = blocks.len();
-    let mark: Vec<u8> = (0..n * layout.block_bytes() / 4)
-        .flat_map(|i| f32::from(u16::try_from(i).unwrap()).to_le_bytes())
-        .collect();
-    runner.import(&blocks, &mark).unwrap();
-    let size = layout.head_block_bytes();
-    for place in [0, 7, 31, 32, 39] {
-        let mut alone = vec![0; layout.block_bytes()];
-        runner.export(&blocks[place..=place], &mut alone).unwrap();
-        for (row, found) in alone.chunks_exact(size).enumerate() {
-            assert!(
-                found == &mark[(n * row + place) * size..][..size],
-                "block {place}, layer and head {row}"
-            );
-        }
-    }
-    let mut all = vec![0; mark.len()];
-    runner.export(&blocks, &mut all).unwrap();
-    assert!(all == mark, "what was imported is what is exported");
-}
-
-#[test]
-fn what_lies_in_unused_slots_of_a_block_changes_nothing() {
-    let fixture = Fixture::open("tiny-bias");
-    let mut runner = fixture.runner(Role::Decode);
-    let poison = f32::NAN
-        .to_le_bytes()
-        .repeat(runner.spec().layout.block_bytes() / 4);
-    let expected = &fixture.expected[1];
-    let mut seq = Sequence::new(&expected.prompt, 1, 30);
-    for block in seq.blocks.iter().chain(&[BlockId(0)]) {
-        runner.import(&[*block], &poison).unwrap();
-    }
-    let out = prefill(&mut runner, &mut seq, 64);
-    assert_logits(&out, expected, "among poisoned blocks");
-    assert_greedy(&mut runner, seq, expected, "among poisoned blocks");
-}
-
-#[test]
 fn programs_are_compiled_once_and_then_come_from_the_disk() {
     let fixture = Fixture::open("tiny-mha-untied");
     let dir = std::env::temp_dir().join(format!("baton-runner-test-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&dir);
-    assert!(fixture.programs_cached(&dir).iter().all(|cached| !cached));
-    assert!(fixture.programs_cached(&dir).iter().all(|cached| *cached));
+    assert!(programs_cached(&fixture, &dir).iter().all(|cached| !cached));
+    assert!(programs_cached(&fixture, &dir).iter().all(|cached| *cached));
     std::fs::remove_dir_all(&dir).unwrap();
-}
-
-#[test]
-fn rows_that_do_not_fit_are_refused_and_the_runner_goes_on() {
-    let fixture = Fixture::open("tiny-mha-untied");
-    let mut runner = fixture.runner(Role::Standalone);
-    let row = Row {
-        tokens: 0..1,
-        blocks: 0..1,
-        start: 8,
-        sampling: None,
-    };
-    let batch = Batch {
-        rows: vec![row],
-        tokens: vec![1],
-        blocks: vec![BlockId(1)],
-    };
-    assert!(runner.execute(&batch, &mut StepOutput::default()).is_err());
-    assert!(runner.export(&[BlockId(1)], &mut [0; 3]).is_err());
-    let expected = &fixture.expected[1];
-    let out = prefill(&mut runner, &mut Sequence::new(&expected.prompt, 1, 30), 64);
-    assert_logits(&out, expected, "after a refusal");
 }

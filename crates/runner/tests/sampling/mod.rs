@@ -1,6 +1,6 @@
 //! The sampling node on XLA's CPU plugin, against the same rules written out plainly.
 
-use crate::fixture::plugin;
+use crate::plugin;
 use baton_graph::hlo::Element;
 use baton_graph::{Axis, Graph, KvRows, Lowerings, SampleRows, Source};
 use baton_pjrt::{Arg, Client, CompileOptions, Plugin};
