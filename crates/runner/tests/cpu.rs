@@ -38,7 +38,7 @@ fn programs_cached(fixture: &Fixture, dir: &Path) -> Vec<bool> {
 }
 
 fn open_runner(
-    &self,
+    fixture: &Fixture,
     (role, dtype): (Role, DType),
     cache_dir: &Path,
     progress: &(dyn Fn(Loading<'_>) + Sync),
