@@ -88,7 +88,7 @@ pub(crate) struct Serve {
     #[arg(long, default_value_t = 512, value_parser = token_count)]
     pub max_num_batched_tokens: usize,
     /// Most prompt tokens in a step that generates as well: fewer keep answers flowing beside long prompts, more finish
-    /// the prompts sooner. Default: 8 on the cpu, elsewhere as many as fit.
+    /// the prompts sooner. Default: 7 on the cpu, elsewhere as many as fit.
     #[arg(long, value_name = "TOKENS", value_parser = token_count)]
     pub max_prefill_beside_decode: Option<usize>,
     /// Tokens in a KV block.
@@ -192,7 +192,7 @@ pub(crate) struct Compile {
     #[arg(long, default_value_t = 512, value_parser = token_count)]
     pub max_num_batched_tokens: usize,
     /// Most prompt tokens in a step that generates as well: fewer keep answers flowing beside long prompts, more finish
-    /// the prompts sooner. Default: 8 on the cpu, elsewhere as many as fit.
+    /// the prompts sooner. Default: 7 on the cpu, elsewhere as many as fit.
     #[arg(long, value_name = "TOKENS", value_parser = token_count)]
     pub max_prefill_beside_decode: Option<usize>,
     /// Tokens in a KV block.
@@ -233,11 +233,11 @@ pub(crate) enum Dtype {
 }
 
 impl Serve {
-    /// Prompt tokens that a step takes beside decodes. On a CPU eight take about as long as the decodes themselves, whose
-    /// time goes into reading the weights.
+    /// Prompt tokens that a step takes beside decodes. On a CPU seven, which the products of
+    /// one decode take along in the same eight rows, cost less than the reading of the weights.
     pub(crate) fn prefill_beside_decode(&self) -> usize {
         let default = match self.device {
-            Device::Cpu => 8,
+            Device::Cpu => 7,
             _ => self.max_num_batched_tokens,
         };
         self.max_prefill_beside_decode.unwrap_or(default)
