@@ -117,15 +117,16 @@ pub enum Event {
         /// How many.
         n_blocks: u32,
     },
-    /// The prompt's KV in canonical host order; comes before the token that ends the sequence.
+    /// The next of the prompt's KV, in canonical host order. The first block of the first one is the prompt's first;
+    /// the last one comes before the first token and reaches the prompt's end.
     Export {
         /// Whose.
         seq: SeqId,
-        /// Where the blocks lay; handles without meaning elsewhere.
+        /// Where the blocks lay; handles without meaning elsewhere. At least one.
         blocks: Vec<BlockId>,
-        /// Tokens that the blocks hold.
+        /// Tokens of the prompt that have left by now.
         n_tokens: u32,
-        /// All blocks' bytes.
+        /// These blocks' bytes.
         data: Vec<u8>,
     },
     /// A token of the answer.

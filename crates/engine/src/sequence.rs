@@ -45,7 +45,7 @@ pub struct Limits {
 pub enum Handover {
     /// Computed and used here.
     None,
-    /// The prompt's blocks leave as [`Event::Export`] when the sequence ends.
+    /// The prompt's blocks leave as [`Event::Export`]s, as they are computed.
     Export,
     /// KV of the first `n_tokens` of the prompt can be fetched from elsewhere.
     Import {
@@ -67,6 +67,8 @@ pub(crate) struct Sequence {
     pub(crate) hashes: Vec<BlockHash>,
     /// Leading blocks that were offered to the prefix cache.
     pub(crate) registered: usize,
+    /// Leading blocks that have left; a preempted sequence does not send them again.
+    pub(crate) exported: usize,
     pub(crate) sampling: Sampling,
     pub(crate) limits: Limits,
     pub(crate) handover: Handover,
@@ -91,6 +93,7 @@ impl Sequence {
             blocks: Vec::with_capacity(most.div_ceil(block_size)),
             hashes: Vec::with_capacity(most / block_size),
             registered: 0,
+            exported: 0,
             sampling: new.sampling,
             limits: new.limits,
             handover: new.handover,
@@ -102,6 +105,17 @@ impl Sequence {
     /// Tokens that still have to go through the model.
     pub(crate) fn pending(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Leading blocks that may leave: full ones, and the last of the prompt when the prompt is computed.
+    pub(crate) fn exportable(&self, block_size: usize) -> usize {
+        match self.handover {
+            Handover::Export if self.computed >= self.n_prompt => {
+                self.n_prompt.div_ceil(block_size)
+            }
+            Handover::Export => self.computed / block_size,
+            Handover::None | Handover::Import { .. } => 0,
+        }
     }
 
     /// Leading tokens whose KV is worth fetching. The last of the prompt is computed here in any case: its logits are

@@ -521,7 +521,7 @@ fn a_decode_waits_for_blocks_that_await_kv() {
 }
 
 #[test]
-fn the_export_comes_before_the_last_token() {
+fn the_export_comes_before_the_first_token() {
     check(
         "> add a x9 max=1 export
         > add b y4 max=2 export
@@ -529,11 +529,32 @@ fn the_export_comes_before_the_last_token() {
         a 0..9+, b 0..4+
         export a 9 in 3
         end a length, cached 0
-        b 4..5+
         export b 4 in 1
+        b 4..5+
         end b length, cached 0
         > show used
         used 0",
+    );
+}
+
+#[test]
+fn what_a_chunk_finishes_leaves_while_the_next_is_computed() {
+    check(
+        "> shape tokens=6
+        > add a x13 max=1 export
+        > step 3
+        a 0..6
+        export a 4 in 1
+        a 6..12
+        export a 12 in 2
+        a 12..13+
+        export a 13 in 1
+        end a length, cached 0
+        > add b x13 max=1 export
+        > step
+        b 12..13+
+        export b 13 in 4
+        end b length, cached 12",
     );
 }
 

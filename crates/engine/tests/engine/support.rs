@@ -192,7 +192,7 @@ pub(crate) struct Live {
     cached: Option<u32>,
     /// What was asked for and has not been answered: first block and how many.
     pub(crate) fetch: Option<(u32, u32)>,
-    exported: bool,
+    exported: u32,
 }
 
 impl Live {
@@ -236,7 +236,7 @@ impl Driver {
             answer: Vec::new(),
             cached: None,
             fetch: None,
-            exported: false,
+            exported: 0,
         };
         self.live.insert(live.new.id, live);
         Ok(())
@@ -312,16 +312,23 @@ impl Driver {
                 data,
             } => {
                 let live = self.live.get_mut(seq).expect("a live sequence exports");
-                assert_eq!(*n_tokens as usize, live.new.prompt.len());
+                assert!(!blocks.is_empty() && live.answer.is_empty());
+                assert!(live.exported < *n_tokens, "nothing leaves twice");
+                let before = live.exported / self.shape.block_size;
                 assert_eq!(
-                    blocks.len() as u32,
+                    live.exported % self.shape.block_size,
+                    0,
+                    "only the last is filled in part"
+                );
+                live.exported = *n_tokens;
+                assert_eq!(
+                    before + blocks.len() as u32,
                     n_tokens.div_ceil(self.shape.block_size)
                 );
                 assert_eq!(
                     data.len(),
                     blocks.len() * self.shape.sim().spec.layout.block_bytes()
                 );
-                live.exported = true;
             }
             Event::Token {
                 seq,
@@ -343,7 +350,11 @@ impl Driver {
 
     fn end(&mut self, id: SeqId, finish: FinishReason) {
         let live = self.live.remove(&id).unwrap();
-        assert_eq!(live.exported, live.new.handover == Handover::Export);
+        let leaves = match live.new.handover {
+            Handover::Export => live.new.prompt.len(),
+            Handover::None | Handover::Import { .. } => 0,
+        };
+        assert_eq!(live.exported as usize, leaves);
         let answer = Answer {
             tokens: live.answer,
             finish,
@@ -415,23 +426,35 @@ pub(crate) fn kv_of(shape: &Shape, prompt: &[u32], range: std::ops::Range<u32>) 
     engine
         .add(sequence(0, prompt, 1, Handover::Export))
         .unwrap();
-    let mut events = Vec::new();
+    let (mut events, mut parts) = (Vec::new(), Vec::new());
     loop {
         engine.step(&mut events).unwrap();
-        if let Some(Event::Export { data, .. }) = events.first() {
-            return select(&shape.sim().spec.layout, data, range);
+        for event in events.drain(..) {
+            match event {
+                Event::Export { data, .. } => parts.push(data),
+                _ => return select(&shape.sim().spec.layout, &parts, range),
+            }
         }
-        assert!(events.is_empty(), "no export, but {events:?}");
     }
 }
 
-/// Some blocks out of many, all in canonical order.
-fn select(layout: &KvLayout, data: &[u8], range: std::ops::Range<u32>) -> Vec<u8> {
+/// Some blocks out of all that came in parts; each part, and the result, in canonical order.
+fn select(layout: &KvLayout, parts: &[Vec<u8>], range: std::ops::Range<u32>) -> Vec<u8> {
     let bytes = layout.head_block_bytes();
-    let per_head = data.len() / (layout.n_layers * layout.n_kv_heads) as usize;
-    data.chunks(per_head)
-        .flat_map(|head| &head[range.start as usize * bytes..range.end as usize * bytes])
-        .copied()
+    let n_heads = (layout.n_layers * layout.n_kv_heads) as usize;
+    let range = range.start as usize * bytes..range.end as usize * bytes;
+    let of_head = |part: &Vec<u8>, head: usize| {
+        let per_head = part.len() / n_heads;
+        part[head * per_head..(head + 1) * per_head].to_vec()
+    };
+    (0..n_heads)
+        .map(|head| {
+            parts
+                .iter()
+                .flat_map(|part| of_head(part, head))
+                .collect::<Vec<u8>>()
+        })
+        .flat_map(|head| head[range.clone()].to_vec())
         .collect()
 }
 
