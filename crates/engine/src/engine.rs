@@ -142,6 +142,15 @@ pub enum Event {
     },
 }
 
+/// What follows KV that arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// More of it.
+    Fetch,
+    /// The sequence runs.
+    Compute,
+}
+
 /// Whether a step did anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -266,13 +275,15 @@ impl Engine {
         }
     }
 
-    /// Places fetched KV: verified bytes of whole blocks in canonical order, perhaps fewer than were asked for; the
-    /// rest is computed. Bytes for a sequence that no longer waits for them are dropped.
+    /// Places fetched KV: verified bytes of whole blocks in canonical order, perhaps fewer than were asked for. If `then`
+    /// says so, the next call brings those that follow; else the rest is computed. Bytes for a sequence that no longer
+    /// waits for them are dropped.
     pub fn kv_arrived(
         &mut self,
         id: SeqId,
         first_block: u32,
         data: &[u8],
+        then: Then,
     ) -> Result<(), RunnerError> {
         let Some(at) = self.fetching.iter().position(|seq| seq.id == id) else {
             return Ok(());
@@ -293,7 +304,9 @@ impl Engine {
             seq.computed = reach;
             seq.cached = Some(reach);
         }
-        self.start_fetched(at);
+        if then == Then::Compute {
+            self.start_fetched(at);
+        }
         Ok(())
     }
 

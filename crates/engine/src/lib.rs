@@ -14,6 +14,7 @@ mod stats;
 
 pub use engine::{
     AdmitError, Engine, EngineConfig, EngineError, Event, FinishReason, PrefixCaching, Progress,
+    Then,
 };
 pub use runner::{Batch, Row, Runner, RunnerError, RunnerSpec, Sampled, StepOutput, TokenLogprobs};
 pub use sampling::Sampling;

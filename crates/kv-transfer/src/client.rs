@@ -260,11 +260,12 @@ impl KvClient {
         })
     }
 
-    /// Fetches `n_blocks` blocks from `first_block` on, counted from the first of the lease. `done` is called
-    /// exactly once, on a thread of this client, or before this returns if nothing can be started. It must not
-    /// block for long. A transfer that brings everything consumes the lease.
+    /// Fetches `n_blocks` blocks from `first_block` on, counted from the first of the lease. `done` is called for each
+    /// part that has come, on a thread of this client, or before this returns if nothing can be started; once with the
+    /// last. It must not block for long. Of a lease that is still being computed the parts come as they are done. A
+    /// transfer that brings everything consumes the lease.
     ///
-    /// Dropping the guard cancels: `done` is then told so, unless the result was on its way already.
+    /// Dropping the guard cancels: `done` is then told so, unless the last result was on its way already.
     pub fn pull(
         &self,
         held: &Held,
@@ -278,7 +279,7 @@ impl KvClient {
             first_block..first_block.saturating_add(n_blocks),
             done,
         );
-        self.shared.queue.push(job);
+        self.shared.start(job);
         guard
     }
 
@@ -315,6 +316,18 @@ impl Shared {
         self.is_stopping.load(Ordering::SeqCst)
     }
 
+    /// Queues a transfer; one whose blocks are yet to be computed waits for them first.
+    fn start(&self, job: Job) {
+        if job.available().is_empty() && job.lease.is_early && !job.blocks.is_empty() {
+            let peer = Arc::clone(&job.lease.peer);
+            if let Some(job) = peer.wait(job) {
+                self.queue.push(job);
+            }
+        } else {
+            self.queue.push(job);
+        }
+    }
+
     /// Whether the KV that `params` names can be used here; returns its number of blocks.
     fn check(&self, params: &KvTransferParams, kvx: &Kvx) -> Result<u32, TransferError> {
         let layout = &self.cfg.layout;
@@ -337,8 +350,9 @@ impl Shared {
         if kvx.fp.0 != self.fingerprint {
             return differs("model", &baton_kv::Fingerprint(self.fingerprint), &kvx.fp);
         }
-        let n_blocks = params.remote_block_ids.len();
-        if kvx.n == 0 || layout.blocks_for(kvx.n as usize) != n_blocks {
+        let n_blocks = layout.blocks_for(kvx.n as usize);
+        let n_ids = params.remote_block_ids.len();
+        if kvx.n == 0 || (n_ids != n_blocks && !(kvx.early && n_ids == 0)) {
             return Err(TransferError::Range);
         }
         u32::try_from(n_blocks).map_err(|_| TransferError::Range)

@@ -13,13 +13,15 @@ use baton_kv::{KvLayout, LeaseToken};
 
 use crate::RejectCode;
 use crate::geometry::{Window, opened};
-use crate::lease::{LeaseTable, Leased, SessionId};
+use crate::lease::{LeaseTable, Part, SessionId};
 use crate::outgoing::{Next, Outgoing};
 use crate::secret::{LeaseClaim, Secret};
 use crate::wire::{Message, Open, WireError};
 
 /// Leases in one heartbeat, so that the answer fits in a frame.
 pub(crate) const MAX_HEARTBEAT: usize = 1 << 16;
+/// Leases that one consumer waits for.
+const MAX_WATCHED: usize = 1 << 12;
 
 /// What holds for all sessions of a producer.
 #[derive(Clone, Debug)]
@@ -48,7 +50,7 @@ impl Terms {
 struct Transfer<B> {
     xfer: u32,
     lease: u64,
-    leased: Arc<Leased<B>>,
+    part: Arc<Part<B>>,
     window: Window,
     out: Outgoing,
     is_cancelled: bool,
@@ -62,9 +64,9 @@ pub(crate) struct Chunk<B> {
     pub(crate) chunk: u32,
     /// Its place in the transfer.
     pub(crate) range: Range<usize>,
-    /// Its place in the lease.
+    /// Its place in the part.
     pub(crate) window: Window,
-    pub(crate) leased: Arc<Leased<B>>,
+    pub(crate) part: Arc<Part<B>>,
 }
 
 /// What a data connection has to do.
@@ -87,6 +89,9 @@ pub(crate) struct Control<B> {
     terms: Arc<Terms>,
     next_stream: u16,
     streams: BTreeMap<u16, Option<Transfer<B>>>,
+    /// Leases that the consumer waits for, and how many of their blocks it knows to be ready.
+    watched: BTreeMap<u64, u32>,
+    is_over: bool,
 }
 
 impl<B> Control<B> {
@@ -96,6 +101,8 @@ impl<B> Control<B> {
             terms,
             next_stream: 1,
             streams: BTreeMap::new(),
+            watched: BTreeMap::new(),
+            is_over: false,
         }
     }
 
@@ -123,6 +130,12 @@ impl<B> Control<B> {
         while let Some((&stream, _)) = self.streams.first_key_value() {
             self.detach(stream, leases);
         }
+        self.is_over = true;
+    }
+
+    /// Whether the session has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over
     }
 
     /// Takes a message and returns the answer, if there is one.
@@ -144,6 +157,11 @@ impl<B> Control<B> {
             Message::Nack { xfer, chunk } => self.nack(xfer, chunk, leases, now),
             Message::Cancel { xfer } => self.cancel(xfer),
             Message::Done { xfer } => self.done(xfer, leases),
+            Message::Received { xfer } => {
+                self.received(xfer, leases);
+                None
+            }
+            Message::Watch { lease, token } => self.watch(lease, &token),
             Message::Release { lease } => {
                 leases.release(lease, self.id);
                 Some(Message::Released { lease })
@@ -192,7 +210,10 @@ impl<B> Control<B> {
         leases: &LeaseTable<B>,
         now: Instant,
     ) -> Result<Transfer<B>, RejectCode> {
-        let leased = leases.check(open.lease, now)?;
+        let refusal = leases.refusal(open.lease, now);
+        if let Some(code) = refusal {
+            return Err(code);
+        }
         let claim = self.terms.claim(open.lease);
         if !self.terms.secret.grants(&claim, &LeaseToken(open.token)) {
             return Err(RejectCode::BadToken);
@@ -200,17 +221,25 @@ impl<B> Control<B> {
         if !matches!(self.streams.get(&stream), Some(None)) || self.is_known(open.xfer) {
             return Err(RejectCode::Busy);
         }
+        let part = leases.part(open.lease, open.first_block, now)?;
+        let end = open.first_block.checked_add(open.n_blocks);
+        let (_, n_blocks) = leases.progress(open.lease).unwrap_or_default();
+        let end_block = end
+            .filter(|&end| end <= n_blocks)
+            .ok_or(RejectCode::Range)?
+            .min(part.blocks.end);
+        let blocks = open.first_block..end_block;
         let (window, map) = opened(
-            &self.terms.layout,
-            leased.n_blocks,
-            &open,
-            self.terms.chunk_bytes,
+            (&self.terms.layout, self.terms.chunk_bytes),
+            &part.blocks,
+            blocks,
+            &open.want,
         )
         .ok_or(RejectCode::Range)?;
         Ok(Transfer {
             xfer: open.xfer,
             lease: open.lease,
-            leased: Arc::clone(leased),
+            part: Arc::clone(part),
             window,
             out: Outgoing::new(map, open.want, open.credit),
             is_cancelled: false,
@@ -281,6 +310,43 @@ impl<B> Control<B> {
         })
     }
 
+    /// A transfer is over, and the lease stays for the next.
+    fn received(&mut self, xfer: u32, leases: &mut LeaseTable<B>) {
+        if let Some(transfer) = self.take(xfer) {
+            leases.close(transfer.lease, self.id);
+        }
+    }
+
+    /// The consumer wants to know how a lease grows. [`tell`](Self::tell) answers.
+    fn watch(&mut self, lease: u64, token: &LeaseToken) -> Option<Message> {
+        let may = self.terms.secret.grants(&self.terms.claim(lease), token);
+        if !may || self.watched.len() >= MAX_WATCHED {
+            return Some(Message::Released { lease });
+        }
+        self.watched.insert(lease, 0);
+        None
+    }
+
+    /// What the consumer does not know yet about the leases it watches.
+    pub(crate) fn tell(&mut self, leases: &LeaseTable<B>) -> Vec<Message> {
+        let mut news = Vec::new();
+        self.watched.retain(|&lease, told| {
+            let Some((ready, n_blocks)) = leases.progress(lease) else {
+                news.push(Message::Released { lease });
+                return false;
+            };
+            if ready > *told {
+                *told = ready;
+                news.push(Message::Ready {
+                    lease,
+                    n_blocks: ready,
+                });
+            }
+            ready < n_blocks
+        });
+        news
+    }
+
     /// What the data connection `stream` has to do now.
     pub(crate) fn work(
         &mut self,
@@ -297,11 +363,8 @@ impl<B> Control<B> {
         let (xfer, lease) = (transfer.xfer, transfer.lease);
         let end = if transfer.is_cancelled {
             Message::Cancelled { xfer }
-        } else if transfer.leased.is_revoked() {
-            let code = leases
-                .check(lease, now)
-                .err()
-                .unwrap_or(RejectCode::Internal);
+        } else if transfer.part.is_revoked() {
+            let code = leases.refusal(lease, now).unwrap_or(RejectCode::Internal);
             Message::Reject { xfer, code }
         } else {
             return transfer.work(now, self.terms.starvation);
@@ -326,7 +389,7 @@ impl<B> Transfer<B> {
                     chunk,
                     range,
                     window,
-                    leased: Arc::clone(&self.leased),
+                    part: Arc::clone(&self.part),
                 })
             }
             Next::Starved if now.saturating_duration_since(self.last_progress) > starvation => {
@@ -392,7 +455,8 @@ mod tests {
                 ttl: 15 * SECOND,
                 cap: 600 * SECOND,
             });
-            leases.insert(LEASE, (), 2, now);
+            leases.begin(LEASE, 2, now);
+            assert!(leases.append(LEASE, (), 2, now));
             let token = terms.secret.lease_token(&terms.claim(LEASE), [3; 16]).0;
             let mut control = Control::new(SessionId(1), Arc::new(terms));
             assert_eq!(control.attach(), Some(1));
@@ -402,6 +466,11 @@ mod tests {
                 now,
                 token,
             }
+        }
+
+        fn terms_token(&self, lease: u64) -> [u8; 32] {
+            let terms = &self.control.terms;
+            terms.secret.lease_token(&terms.claim(lease), [3; 16]).0
         }
 
         fn say(&mut self, message: Message) -> Option<Message> {
@@ -458,6 +527,62 @@ mod tests {
         );
         assert!(matches!(bed.work(), Work::Idle));
         assert_eq!(bed.refusal(bed.open()), RejectCode::Consumed);
+    }
+
+    #[test]
+    fn a_growing_lease_is_fetched_part_by_part() {
+        let mut bed = Bed::new();
+        let token = bed.terms_token(LEASE + 1);
+        bed.leases.begin(LEASE + 1, 3, bed.now);
+        let watch = Message::Watch {
+            lease: LEASE + 1,
+            token: LeaseToken(token),
+        };
+        assert_eq!(bed.say(watch), None);
+        assert_eq!(bed.control.tell(&bed.leases), []);
+        assert!(bed.leases.append(LEASE + 1, (), 2, bed.now));
+        let ready = |n_blocks| Message::Ready {
+            lease: LEASE + 1,
+            n_blocks,
+        };
+        assert_eq!(bed.control.tell(&bed.leases), [ready(2)]);
+        assert_eq!(bed.control.tell(&bed.leases), []);
+        let open = |xfer, first_block| Open {
+            xfer,
+            lease: LEASE + 1,
+            token,
+            first_block,
+            n_blocks: 3 - first_block,
+            credit: 1000,
+            want: vec![],
+        };
+        let accepted = |answer| match answer {
+            Some(Message::Accept { total_bytes, .. }) => total_bytes,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            accepted(bed.say(Message::Open(open(1, 0)))),
+            768,
+            "two blocks"
+        );
+        assert_eq!(bed.say(Message::Received { xfer: 1 }), None);
+        assert_eq!(bed.refusal(open(2, 2)), RejectCode::Range);
+        assert!(bed.leases.append(LEASE + 1, (), 1, bed.now));
+        assert_eq!(bed.control.tell(&bed.leases), [ready(3)]);
+        assert_eq!(accepted(bed.say(Message::Open(open(3, 2)))), 384);
+        let released = Message::Released { lease: LEASE + 1 };
+        assert_eq!(bed.say(Message::Done { xfer: 3 }), Some(released.clone()));
+        let watch = Message::Watch {
+            lease: LEASE + 1,
+            token: LeaseToken(token),
+        };
+        assert_eq!(bed.say(watch), None);
+        assert_eq!(bed.control.tell(&bed.leases), [released]);
+        let forged = Message::Watch {
+            lease: LEASE,
+            token: LeaseToken([0; 32]),
+        };
+        assert_eq!(bed.say(forged), Some(Message::Released { lease: LEASE }));
     }
 
     #[test]
@@ -532,7 +657,7 @@ mod tests {
         bed.now += 6 * SECOND;
         assert!(matches!(bed.work(), Work::Close));
         bed.control.detach(1, &mut bed.leases);
-        assert!(bed.leases.check(LEASE, bed.now).is_ok());
+        assert_eq!(bed.leases.refusal(LEASE, bed.now), None);
     }
 
     #[test]

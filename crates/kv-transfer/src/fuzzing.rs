@@ -15,7 +15,13 @@ pub fn pieces(
     open: &Open,
     chunk_bytes: usize,
 ) -> Option<Vec<Range<usize>>> {
-    let (window, map) = opened(layout, lease_blocks, open, chunk_bytes)?;
+    let end = open.first_block.checked_add(open.n_blocks)?;
+    let (window, map) = opened(
+        (layout, chunk_bytes),
+        &(0..lease_blocks),
+        open.first_block..end,
+        &open.want,
+    )?;
     let mut outgoing = Outgoing::new(map, open.want.clone(), open.credit);
     let chunks = std::iter::from_fn(|| match outgoing.next() {
         Next::Send(chunk) => outgoing.map().range(chunk),

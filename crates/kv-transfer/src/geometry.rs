@@ -7,8 +7,6 @@ use std::ops::Range;
 
 use baton_kv::KvLayout;
 
-use crate::wire::Open;
-
 /// The chunks of one transfer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ChunkMap {
@@ -45,6 +43,10 @@ impl ChunkMap {
             cell_bytes,
             layer_bytes,
         })
+    }
+
+    pub(crate) fn n_blocks(&self) -> u32 {
+        self.n_blocks
     }
 
     pub(crate) fn n_chunks(&self) -> u32 {
@@ -100,10 +102,10 @@ impl ChunkMap {
     }
 }
 
-/// A range of blocks inside the bytes of a lease.
+/// A range of blocks inside the bytes of a lease's part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Window {
-    /// Blocks of the lease.
+    /// Blocks of the part.
     lease_blocks: usize,
     first_block: usize,
     n_blocks: usize,
@@ -111,7 +113,7 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    /// `None` when the lease has no such blocks.
+    /// `None` when the part has no such blocks.
     pub(crate) fn new(layout: &KvLayout, lease_blocks: u32, blocks: Range<u32>) -> Option<Self> {
         if blocks.is_empty() || blocks.end > lease_blocks {
             return None;
@@ -146,18 +148,20 @@ impl Window {
     }
 }
 
-/// The range and the chunks that a peer asks for, out of a lease of `lease_blocks`; `None` if it asks for what is not there.
+/// The range and the chunks that a peer asks for: `blocks` out of those that lie together in `part`, both counted from the
+/// first of the lease; `None` if it asks for what is not there.
 pub(crate) fn opened(
-    layout: &KvLayout,
-    lease_blocks: u32,
-    open: &Open,
-    chunk_bytes: usize,
+    (layout, chunk_bytes): (&KvLayout, usize),
+    part: &Range<u32>,
+    blocks: Range<u32>,
+    want: &[u8],
 ) -> Option<(Window, ChunkMap)> {
-    let end = open.first_block.checked_add(open.n_blocks)?;
-    let window = Window::new(layout, lease_blocks, open.first_block..end)?;
-    let map = ChunkMap::new(layout, open.n_blocks, chunk_bytes)?;
+    let begin = blocks.start.checked_sub(part.start)?;
+    let n_blocks = blocks.end.checked_sub(blocks.start)?;
+    let window = Window::new(layout, part.len().try_into().ok()?, begin..begin + n_blocks)?;
+    let map = ChunkMap::new(layout, n_blocks, chunk_bytes)?;
     let n_bitmap = map.n_chunks().div_ceil(8) as usize;
-    (open.want.is_empty() || open.want.len() == n_bitmap).then_some((window, map))
+    (want.is_empty() || want.len() == n_bitmap).then_some((window, map))
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! Leases of a producer: who may fetch what, until when. Pure: time, ids and bytes are arguments.
 //!
-//! A lease is ready, then open while a transfer runs, then ready again if that breaks, and gone for good once
+//! A lease grows block by block while they are computed. It can be fetched from all the while: ready, then open while a transfer runs, then ready again if that breaks, and gone for good once
 //! fetched, released or expired. What is gone keeps its reason for a while, so that a late consumer learns why.
 //! Not here: memory accounting; a lease's bytes are freed when the last reference to them goes.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -18,16 +19,17 @@ const MAX_GONE: usize = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SessionId(pub(crate) u64);
 
-/// What a lease holds, shared with the transfers that send it.
+/// Some of a lease's blocks, shared with the transfers that send them.
 #[derive(Debug)]
-pub(crate) struct Leased<B> {
+pub(crate) struct Part<B> {
     pub(crate) bytes: B,
-    pub(crate) n_blocks: u32,
+    /// Counted from the first of the lease.
+    pub(crate) blocks: Range<u32>,
     /// Set once the lease is gone: transfers stop at the next chunk.
-    revoked: AtomicBool,
+    revoked: Arc<AtomicBool>,
 }
 
-impl<B> Leased<B> {
+impl<B> Part<B> {
     pub(crate) fn is_revoked(&self) -> bool {
         self.revoked.load(Ordering::Acquire)
     }
@@ -35,11 +37,20 @@ impl<B> Leased<B> {
 
 #[derive(Debug)]
 struct Lease<B> {
-    leased: Arc<Leased<B>>,
+    /// Back to back from block 0.
+    parts: Vec<Arc<Part<B>>>,
+    n_blocks: u32,
+    revoked: Arc<AtomicBool>,
     expires: Instant,
     /// No heartbeat reaches beyond this.
     cap: Instant,
     open_by: Option<SessionId>,
+}
+
+impl<B> Lease<B> {
+    fn n_ready(&self) -> u32 {
+        self.parts.last().map_or(0, |part| part.blocks.end)
+    }
 }
 
 /// How long leases live.
@@ -77,19 +88,47 @@ impl<B> LeaseTable<B> {
         self.live.contains_key(&id) || self.gone.contains_key(&id)
     }
 
-    pub(crate) fn insert(&mut self, id: u64, bytes: B, n_blocks: u32, now: Instant) {
-        let leased = Arc::new(Leased {
-            bytes,
-            n_blocks,
-            revoked: AtomicBool::new(false),
-        });
+    /// A lease of blocks that are yet to come. It does not end before its cap: whoever computes them ends it.
+    pub(crate) fn begin(&mut self, id: u64, n_blocks: u32, now: Instant) {
+        let cap = now + self.terms.cap;
         let lease = Lease {
-            leased,
-            expires: now + self.terms.ttl.min(self.terms.cap),
-            cap: now + self.terms.cap,
+            parts: Vec::new(),
+            n_blocks,
+            revoked: Arc::default(),
+            expires: cap,
+            cap,
             open_by: None,
         };
         self.live.insert(id, lease);
+    }
+
+    /// The next of the lease's blocks; with the last one its time begins to run. Returns whether the lease is there and
+    /// has so many to come.
+    pub(crate) fn append(&mut self, id: u64, bytes: B, n_blocks: u32, now: Instant) -> bool {
+        let ttl = self.terms.ttl;
+        let Some(lease) = self.live.get_mut(&id) else {
+            return false;
+        };
+        let begin = lease.n_ready();
+        let end = begin.saturating_add(n_blocks);
+        if n_blocks == 0 || end > lease.n_blocks {
+            return false;
+        }
+        lease.parts.push(Arc::new(Part {
+            bytes,
+            blocks: begin..end,
+            revoked: Arc::clone(&lease.revoked),
+        }));
+        if end == lease.n_blocks {
+            lease.expires = (now + ttl).min(lease.cap);
+        }
+        true
+    }
+
+    /// Blocks that can be fetched, and blocks in all; `None` if the lease is gone.
+    pub(crate) fn progress(&self, id: u64) -> Option<(u32, u32)> {
+        let lease = self.live.get(&id)?;
+        Some((lease.n_ready(), lease.n_blocks))
     }
 
     /// Prolongs a lease to its ttl from now, within its cap. Returns what remains: nothing if it is gone.
@@ -97,12 +136,30 @@ impl<B> LeaseTable<B> {
         let Some(lease) = self.live.get_mut(&id).filter(|lease| now < lease.expires) else {
             return Duration::ZERO;
         };
-        lease.expires = lease.expires.max((now + self.terms.ttl).min(lease.cap));
+        if lease.n_ready() == lease.n_blocks {
+            lease.expires = lease.expires.max((now + self.terms.ttl).min(lease.cap));
+        }
         lease.expires - now
     }
 
-    /// Whether a transfer may begin.
-    pub(crate) fn check(&self, id: u64, now: Instant) -> Result<&Arc<Leased<B>>, RejectCode> {
+    /// The part from which a transfer that begins at block `from` may be served.
+    pub(crate) fn part(
+        &self,
+        id: u64,
+        from: u32,
+        now: Instant,
+    ) -> Result<&Arc<Part<B>>, RejectCode> {
+        let lease = self.check(id, now)?;
+        let i = lease.parts.partition_point(|part| part.blocks.end <= from);
+        lease.parts.get(i).ok_or(RejectCode::Range)
+    }
+
+    /// Why the lease cannot be fetched from.
+    pub(crate) fn refusal(&self, id: u64, now: Instant) -> Option<RejectCode> {
+        self.check(id, now).err()
+    }
+
+    fn check(&self, id: u64, now: Instant) -> Result<&Lease<B>, RejectCode> {
         let Some(lease) = self.live.get(&id) else {
             return Err(self
                 .gone
@@ -116,10 +173,10 @@ impl<B> LeaseTable<B> {
         if lease.open_by.is_some() {
             return Err(RejectCode::Busy);
         }
-        Ok(&lease.leased)
+        Ok(lease)
     }
 
-    /// A transfer begins; [`check`](Self::check) has said that it may.
+    /// A transfer begins; [`part`](Self::part) has said that it may.
     pub(crate) fn open(&mut self, id: u64, by: SessionId) {
         if let Some(lease) = self.live.get_mut(&id) {
             lease.open_by = Some(by);
@@ -147,6 +204,11 @@ impl<B> LeaseTable<B> {
         self.end(id, RejectCode::Consumed)
     }
 
+    /// Will not be completed.
+    pub(crate) fn abort(&mut self, id: u64) -> bool {
+        self.end(id, RejectCode::Expired)
+    }
+
     /// Ends what has outlived its time, and returns how many that were.
     pub(crate) fn expire(&mut self, now: Instant) -> usize {
         let late: Vec<u64> = self
@@ -169,7 +231,7 @@ impl<B> LeaseTable<B> {
         let Some(lease) = self.live.remove(&id) else {
             return false;
         };
-        lease.leased.revoked.store(true, Ordering::Release);
+        lease.revoked.store(true, Ordering::Release);
         if self.gone_order.len() >= MAX_GONE
             && let Some(oldest) = self.gone_order.pop_front()
         {
@@ -194,12 +256,13 @@ mod tests {
             cap: 40 * SECOND,
         };
         let (mut table, start) = (LeaseTable::new(terms), Instant::now());
-        table.insert(7, (), 1, start);
+        table.begin(7, 1, start);
+        assert!(table.append(7, (), 1, start));
         (table, start)
     }
 
     fn refusal(table: &LeaseTable<()>, id: u64, now: Instant) -> Option<RejectCode> {
-        table.check(id, now).err()
+        table.refusal(id, now)
     }
 
     #[test]
@@ -251,19 +314,50 @@ mod tests {
     #[test]
     fn a_consumed_lease_is_revoked_once() {
         let (mut table, start) = table();
-        let leased = Arc::clone(table.check(7, start).unwrap());
-        assert!(!leased.is_revoked());
+        let part = Arc::clone(table.part(7, 0, start).unwrap());
+        assert!(!part.is_revoked());
         assert!(table.consume(7));
         assert!(!table.consume(7));
-        assert!(leased.is_revoked());
+        assert!(part.is_revoked());
         assert_eq!(refusal(&table, 7, start), Some(RejectCode::Consumed));
+    }
+
+    #[test]
+    fn a_lease_can_be_fetched_from_while_it_grows() {
+        let (mut table, start) = table();
+        table.begin(8, 5, start);
+        assert_eq!(table.progress(8), Some((0, 5)));
+        assert_eq!(table.part(8, 0, start).unwrap_err(), RejectCode::Range);
+        assert!(table.append(8, (), 3, start));
+        assert_eq!(table.part(8, 2, start).unwrap().blocks, 0..3);
+        assert_eq!(table.part(8, 3, start).unwrap_err(), RejectCode::Range);
+        assert!(!table.append(8, (), 3, start), "more than was announced");
+        assert!(!table.append(8, (), 0, start));
+        assert!(table.append(8, (), 2, start));
+        assert_eq!(table.part(8, 3, start).unwrap().blocks, 3..5);
+        assert_eq!(table.progress(8), Some((5, 5)));
+        assert!(table.abort(8));
+        assert_eq!(table.progress(8), None);
+        assert!(!table.append(8, (), 1, start));
+    }
+
+    #[test]
+    fn the_time_of_a_lease_runs_from_its_last_block() {
+        let (mut table, start) = table();
+        table.begin(8, 2, start);
+        assert!(table.append(8, (), 1, start));
+        assert_eq!(table.heartbeat(8, start), 40 * SECOND);
+        assert_eq!(table.expire(start + 20 * SECOND), 1, "the other one");
+        assert!(table.append(8, (), 1, start + 20 * SECOND));
+        assert_eq!(table.expire(start + 34 * SECOND), 0);
+        assert_eq!(table.expire(start + 35 * SECOND), 1);
     }
 
     #[test]
     fn the_memory_of_what_is_gone_is_bounded() {
         let (mut table, start) = table();
         for id in 100..100 + 2 * MAX_GONE as u64 {
-            table.insert(id, (), 1, start);
+            table.begin(id, 1, start);
             table.consume(id);
         }
         assert_eq!(table.gone.len(), MAX_GONE);

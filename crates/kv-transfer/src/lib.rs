@@ -36,4 +36,4 @@ pub use client::{
 };
 pub use error::{RejectCode, TransferError};
 pub use secret::{MIN_SECRET_LEN, Secret, SecretError, fingerprint};
-pub use server::{Export, KvServer, KvServerConfig, PublishError, ServerStats};
+pub use server::{Building, Export, KvServer, KvServerConfig, PublishError, ServerStats};

@@ -4,6 +4,7 @@
 //! [`KvServer`] hangs up on everybody and joins them all. Not here: when to export, and device memory; blocks
 //! are host copies from the start, so a lease never keeps a device block.
 
+mod building;
 mod connection;
 mod pool;
 mod stats;
@@ -17,7 +18,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use baton_kv::{BlockId, Fingerprint, KvLayout, KvTransferParams, Kvx, UUID_LIMIT};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::control::Terms;
 use crate::lease::{LeaseTable, LeaseTerms};
@@ -27,6 +28,7 @@ use connection::Session;
 use pool::{Pool, Stored};
 use stats::Counters;
 
+pub use building::Building;
 pub use stats::ServerStats;
 
 /// Connections that have not proved themselves yet.
@@ -127,6 +129,9 @@ pub enum PublishError {
         /// Bytes of the export.
         bytes: usize,
     },
+    /// The lease ended before its last block came.
+    #[error("the lease is gone")]
+    Gone,
     /// The system has no random numbers.
     #[error("no random numbers: {0}")]
     Random(getrandom::Error),
@@ -196,7 +201,34 @@ impl KvServer {
     /// # Errors
     /// When there is no room, the server drains, or the export contradicts itself. The bytes are dropped then.
     pub fn publish(&self, export: Export) -> Result<KvTransferParams, PublishError> {
-        self.shared.publish(export)
+        let shape = PublishError::Shape {
+            blocks: export.blocks.len(),
+            tokens: export.n_tokens,
+            bytes: export.data.len(),
+        };
+        let (_, mut building) = self.begin(export.n_tokens)?;
+        building.append(&export.blocks, export.data)?;
+        building.finish().ok_or(shape)
+    }
+
+    /// Announces a lease of the KV of `n_tokens` tokens, which is yet to be computed. What is said of it lets a consumer
+    /// fetch while it grows; its block ids are not known yet.
+    ///
+    /// # Errors
+    /// When the server drains, or there are no tokens.
+    pub fn begin(&self, n_tokens: u32) -> Result<(KvTransferParams, Building), PublishError> {
+        self.shared.check_open()?;
+        let n_blocks = self.shared.cfg.layout.blocks_for(n_tokens as usize);
+        let n_blocks = u32::try_from(n_blocks).ok().filter(|&n| n > 0);
+        let n_blocks = n_blocks.ok_or(PublishError::Shape {
+            blocks: 0,
+            tokens: n_tokens,
+            bytes: 0,
+        })?;
+        let params = self.shared.announce(n_tokens, n_blocks)?;
+        let shared = Arc::clone(&self.shared);
+        let building = Building::new(shared, params.clone(), n_tokens, n_blocks);
+        Ok((params, building))
     }
 
     /// Ends a lease that nobody will fetch; returns whether it was there.
@@ -286,17 +318,20 @@ impl Shared {
         self.is_stopping.load(Ordering::SeqCst)
     }
 
-    fn publish(&self, export: Export) -> Result<KvTransferParams, PublishError> {
+    fn check_open(&self) -> Result<(), PublishError> {
         if self.is_draining.load(Ordering::SeqCst) {
             return Err(PublishError::Draining);
         }
-        let n_blocks = self.check_shape(&export)?;
-        let stored = Pool::store(&self.pool, export.data)?;
+        Ok(())
+    }
+
+    /// A lease without blocks yet.
+    fn announce(&self, n_tokens: u32, n_blocks: u32) -> Result<KvTransferParams, PublishError> {
         let nonce: [u8; 16] = random().map_err(PublishError::Random)?;
-        let uuid = self.insert(stored, n_blocks)?;
+        let uuid = self.begin(n_blocks)?;
         let layout = &self.cfg.layout;
         Ok(KvTransferParams {
-            remote_block_ids: export.blocks.iter().map(|block| block.0).collect(),
+            remote_block_ids: Vec::new(),
             remote_host: self.cfg.advertise_host.clone(),
             remote_port: self.addr.port(),
             uuid,
@@ -306,7 +341,7 @@ impl Shared {
                     .terms
                     .secret
                     .lease_token(&self.terms.claim(uuid), nonce),
-                n: export.n_tokens,
+                n: n_tokens,
                 bs: layout.block_size,
                 tp: self.cfg.tensor_parallel,
                 dt: layout.dtype.name().into(),
@@ -314,37 +349,44 @@ impl Shared {
                 ttl_ms: u32::try_from(self.cfg.lease_ttl.as_millis()).unwrap_or(u32::MAX),
                 // Whoever publishes knows the prompt.
                 ph: None,
+                early: true,
             }),
         })
     }
 
-    fn check_shape(&self, export: &Export) -> Result<u32, PublishError> {
-        let (blocks, tokens, bytes) = (export.blocks.len(), export.n_tokens, export.data.len());
-        let layout = &self.cfg.layout;
-        let fits = tokens > 0
-            && layout.blocks_for(tokens as usize) == blocks
-            && layout.block_bytes().checked_mul(blocks) == Some(bytes);
-        u32::try_from(blocks)
-            .ok()
-            .filter(|_| fits)
-            .ok_or(PublishError::Shape {
-                blocks,
-                tokens,
-                bytes,
-            })
-    }
-
-    /// Stores under a fresh random id: one that cannot be guessed, and that no earlier lease had.
-    fn insert(&self, stored: Stored, n_blocks: u32) -> Result<u64, PublishError> {
+    /// A lease under a fresh random id: one that cannot be guessed, and that no earlier lease had.
+    fn begin(&self, n_blocks: u32) -> Result<u64, PublishError> {
         let mut leases = self.leases.lock();
         loop {
             let id = getrandom::u64().map_err(PublishError::Random)? % UUID_LIMIT;
             if id != 0 && !leases.knows(id) {
-                leases.insert(id, stored, n_blocks, Instant::now());
+                leases.begin(id, n_blocks, Instant::now());
                 self.leases_changed.notify_all();
                 return Ok(id);
             }
         }
+    }
+
+    fn append(&self, id: u64, stored: Stored, n_blocks: u32) -> Result<(), PublishError> {
+        let is_there = self
+            .leases
+            .lock()
+            .append(id, stored, n_blocks, Instant::now());
+        self.leases_changed.notify_all();
+        self.wake_sessions();
+        is_there.then_some(()).ok_or(PublishError::Gone)
+    }
+
+    /// The rest of a lease will not come.
+    fn abort(&self, id: u64) {
+        self.leases.lock().abort(id);
+        self.leases_changed.notify_all();
+        self.wake_sessions();
+    }
+
+    fn wake_sessions(&self) {
+        let sessions: Vec<_> = self.sessions.lock().values().cloned().collect();
+        sessions.iter().for_each(|session| session.wake());
     }
 
     /// Ends leases as their time comes.
@@ -355,6 +397,9 @@ impl Shared {
             if n_expired > 0 {
                 self.counters.expired(n_expired);
                 self.leases_changed.notify_all();
+                // A session holds its own lock when it asks for ours.
+                MutexGuard::unlocked(&mut leases, || self.wake_sessions());
+                continue;
             }
             match leases.next_expiry() {
                 Some(at) => drop(self.leases_changed.wait_until(&mut leases, at)),
@@ -371,10 +416,7 @@ impl Shared {
     fn stop(&self) {
         self.is_stopping.store(true, Ordering::SeqCst);
         self.sockets.lock().values().for_each(crate::net::hang_up);
-        self.sessions
-            .lock()
-            .values()
-            .for_each(|session| session.wake());
+        self.wake_sessions();
         // Under the lock, so that the reaper is either before its check or in its wait.
         drop(self.leases.lock());
         self.leases_changed.notify_all();

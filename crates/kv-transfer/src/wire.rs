@@ -273,6 +273,7 @@ pub fn decode_chunk_header(bytes: &[u8]) -> Result<ChunkHeader, WireError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use baton_kv::LeaseToken;
     use proptest::prelude::*;
 
     fn hello() -> impl Strategy<Value = Message> {
@@ -349,6 +350,7 @@ mod tests {
             any::<u32>().prop_map(|xfer| Message::Cancelled { xfer }),
             any::<(u32, u32)>().prop_map(|(xfer, chunk)| Message::Nack { xfer, chunk }),
             any::<u32>().prop_map(|xfer| Message::Done { xfer }),
+            any::<u32>().prop_map(|xfer| Message::Received { xfer }),
         ]
     }
 
@@ -357,6 +359,11 @@ mod tests {
         let leases = prop::collection::vec(any::<u64>(), 0..50);
         let remaining = prop::collection::vec(any::<(u64, u32)>(), 0..50);
         prop_oneof![
+            any::<(u64, [u8; 32])>().prop_map(|(lease, token)| Message::Watch {
+                lease,
+                token: LeaseToken(token),
+            }),
+            any::<(u64, u32)>().prop_map(|(lease, n_blocks)| Message::Ready { lease, n_blocks }),
             any::<u64>().prop_map(|lease| Message::Release { lease }),
             any::<u64>().prop_map(|lease| Message::Released { lease }),
             leases.prop_map(|leases| Message::Heartbeat { leases }),

@@ -68,6 +68,9 @@ pub struct Kvx {
     /// Which prompt the KV was computed from, as [`Fingerprint::of_tokens`] tells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ph: Option<Fingerprint>,
+    /// Whether the KV is still being computed; the block ids are not known then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub early: bool,
 }
 
 /// A capability for one lease: 16 bytes of nonce, 16 of authentication code; base64url without padding in JSON.
@@ -395,6 +398,7 @@ mod tests {
                 fp: Fingerprint(0x00ab_cdef_0123_4567),
                 ttl_ms: 15_000,
                 ph: Some(Fingerprint::of_tokens(&[1, 2, 3])),
+                early: false,
             }),
         }
     }

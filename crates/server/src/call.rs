@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use baton_engine::{AdmitError, FinishReason, Sampled, SeqId};
 use baton_kv::{Fingerprint, KvTransferParams};
-use baton_kv_transfer::{Export, Held, KvClient, KvServer, PullGuard, Pulled, TransferError};
+use baton_kv_transfer::{Building, Held, KvClient, KvServer, PullGuard, Pulled, TransferError};
 use baton_openai::ApiError;
 use tokio::sync::mpsc;
 
 use crate::inbox::{Ending, Inbox, Update};
+use crate::prefiller::{Asked, Running};
 use crate::rejection;
 use crate::validate;
 
@@ -41,14 +42,21 @@ pub(crate) struct Call {
 pub(crate) enum Handing {
     /// Nothing.
     Keep,
-    /// Hands the prompt's KV over when it is there.
-    Out {
-        server: Arc<KvServer>,
-        prompt: Fingerprint,
-        params: Option<KvTransferParams>,
-    },
+    /// Hands the prompt's KV over as it is computed.
+    Out(Outgoing),
     /// Takes the prompt's KV over.
     In(Incoming),
+}
+
+/// KV that another server may fetch.
+pub(crate) struct Outgoing {
+    prompt: Fingerprint,
+    /// How it can be fetched, as far as that is known before the first block is computed.
+    early: KvTransferParams,
+    /// Until the engine has it.
+    building: Option<Building>,
+    /// How it can be fetched, once all of it is there.
+    params: Option<KvTransferParams>,
 }
 
 /// KV that another server has for this request.
@@ -58,6 +66,8 @@ pub(crate) struct Incoming {
     held: Option<Held>,
     transfer: Option<PullGuard>,
     has_arrived: Arc<AtomicBool>,
+    /// The prefill that still runs; it ends with the request.
+    _prefill: Option<Running>,
 }
 
 impl Call {
@@ -91,7 +101,7 @@ impl Call {
             match self.updates.recv().await {
                 None => return Err(rejection::engine_dead()),
                 Some(Update::Refused(error)) => return Err(self.refused(&error)),
-                Some(Update::Export(export)) => self.handing.publish(export),
+                Some(Update::Published(params)) => self.handing.published(params),
                 Some(Update::FetchKv {
                     seq,
                     first_block,
@@ -138,7 +148,7 @@ impl Call {
     pub(crate) fn moved(&self) -> Option<KvTransferParams> {
         match &self.handing {
             Handing::Keep => None,
-            Handing::Out { params, .. } => params.clone(),
+            Handing::Out(outgoing) => outgoing.params.clone(),
             Handing::In(incoming) => {
                 let has_arrived = incoming.has_arrived.load(Ordering::Acquire);
                 has_arrived.then(|| incoming.params.client_view())
@@ -175,24 +185,17 @@ impl Drop for Call {
 }
 
 impl Handing {
-    fn publish(&mut self, export: Export) {
-        let Self::Out {
-            server,
-            prompt,
-            params,
-        } = self
-        else {
-            return;
-        };
-        match server.publish(export) {
-            Ok(mut published) => {
-                if let Some(kvx) = &mut published.kvx {
-                    kvx.ph = Some(*prompt);
-                }
-                *params = Some(published);
-            }
-            // The other side computes the prompt itself then.
-            Err(error) => tracing::debug!(%error, "nothing handed over"),
+    /// How KV can be fetched that is yet to be computed.
+    pub(crate) fn early(&self) -> Option<KvTransferParams> {
+        match self {
+            Self::Out(outgoing) => Some(outgoing.early()),
+            Self::Keep | Self::In(_) => None,
+        }
+    }
+
+    fn published(&mut self, params: KvTransferParams) {
+        if let Self::Out(outgoing) = self {
+            outgoing.params = Some(outgoing.of_prompt(params));
         }
     }
 
@@ -216,15 +219,47 @@ impl Handing {
     }
 }
 
+impl Outgoing {
+    /// Makes room for the KV of `prompt`; `None` if there is none.
+    pub(crate) fn begin(server: &KvServer, prompt: &[u32]) -> Option<Self> {
+        let n_tokens = u32::try_from(prompt.len()).ok()?;
+        let (early, building) = server
+            .begin(n_tokens)
+            .inspect_err(|error| tracing::debug!(%error, "nothing handed over"))
+            .ok()?;
+        let outgoing = Self {
+            prompt: Fingerprint::of_tokens(prompt),
+            early,
+            building: Some(building),
+            params: None,
+        };
+        Some(outgoing)
+    }
+
+    /// How the KV can be fetched while it is being computed.
+    pub(crate) fn early(&self) -> KvTransferParams {
+        self.of_prompt(self.early.clone())
+    }
+
+    /// For the engine; there once.
+    pub(crate) fn take_building(&mut self) -> Option<Building> {
+        self.building.take()
+    }
+
+    fn of_prompt(&self, mut params: KvTransferParams) -> KvTransferParams {
+        if let Some(kvx) = &mut params.kvx {
+            kvx.ph = Some(self.prompt);
+        }
+        params
+    }
+}
+
 impl Incoming {
     /// Takes hold of the KV that `params` names, so that it stays while the request waits; `None` if it can't be had.
     ///
     /// KV of other tokens is another prompt's, whoever mixed them up.
-    pub(crate) fn hold(
-        client: &Arc<KvClient>,
-        params: KvTransferParams,
-        prompt: &[u32],
-    ) -> Option<Self> {
+    pub(crate) fn hold(client: &Arc<KvClient>, asked: Asked, prompt: &[u32]) -> Option<Self> {
+        let Asked { params, running } = asked;
         let theirs = params.kvx.as_ref().and_then(|kvx| kvx.ph);
         let held = match client.hold(&params) {
             Ok(held)
@@ -248,6 +283,7 @@ impl Incoming {
             held: Some(held),
             transfer: None,
             has_arrived: Arc::default(),
+            _prefill: running,
         })
     }
 
@@ -261,7 +297,7 @@ impl Incoming {
         let (inbox, has_arrived) = (inbox.clone(), Arc::clone(&self.has_arrived));
         let done = Box::new(move |result: Result<Pulled, TransferError>| match result {
             Ok(pulled) => {
-                has_arrived.store(pulled.n_blocks > 0, Ordering::Release);
+                has_arrived.fetch_or(pulled.n_blocks > 0, Ordering::AcqRel);
                 inbox.transfer_ended(seq, Some(pulled));
             }
             Err(error) => {

@@ -9,8 +9,11 @@ use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use baton_engine::{Engine, Event, FinishReason, Progress, RunnerError, Sampled, SeqId, Stats};
-use baton_kv_transfer::Export;
+use baton_engine::{
+    Engine, Event, FinishReason, Progress, RunnerError, Sampled, SeqId, Stats, Then,
+};
+use baton_kv::BlockId;
+use baton_kv_transfer::Building;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -87,6 +90,27 @@ struct Open {
     books: Books,
     /// When KV was asked for.
     asked: Option<Instant>,
+    /// Where KV goes as it is computed; dropped before its end, the other side is told.
+    outgoing: Option<Building>,
+}
+
+impl Open {
+    /// Adds blocks to what the other side can fetch, which is complete when the prompt is.
+    fn hand_on(&mut self, blocks: &[BlockId], n_tokens: u32, data: Vec<u8>) {
+        let Some(mut outgoing) = self.outgoing.take() else {
+            return;
+        };
+        match outgoing.append(blocks, data) {
+            Ok(()) if n_tokens < outgoing.n_tokens() => self.outgoing = Some(outgoing),
+            Ok(()) => {
+                if let Some(params) = outgoing.finish() {
+                    let _ = self.updates.try_send(Update::Published(params));
+                }
+            }
+            // The other side computes the prompt itself then.
+            Err(error) => tracing::debug!(%error, "nothing handed over"),
+        }
+    }
 }
 
 struct Driver {
@@ -127,9 +151,15 @@ impl Driver {
         match command {
             Command::Admit(admission) => self.admit(admission),
             Command::KvArrived(seq, pulled) => {
+                let then = match pulled.more {
+                    true => Then::Fetch,
+                    false => Then::Compute,
+                };
                 self.engine
-                    .kv_arrived(seq, pulled.first_block, pulled.data())?;
-                let asked = self.open.get_mut(&seq).and_then(|s| s.asked.take());
+                    .kv_arrived(seq, pulled.first_block, pulled.data(), then)?;
+                let is_over = then == Then::Compute;
+                let sequence = self.open.get_mut(&seq).filter(|_| is_over);
+                let asked = sequence.and_then(|s| s.asked.take());
                 if let Some(asked) = asked {
                     let took = asked.elapsed().as_secs_f64();
                     self.metrics.times.transfer.observe(took);
@@ -148,6 +178,7 @@ impl Driver {
             endings,
             updates,
             arrived,
+            mut outgoing,
         } = admission;
         let mut ids = Vec::with_capacity(sequences.len());
         for (choice, (sequence, ending)) in sequences.into_iter().zip(endings).enumerate() {
@@ -173,6 +204,7 @@ impl Driver {
                     ending,
                     books,
                     asked: None,
+                    outgoing: outgoing.take(),
                 },
             );
         }
@@ -248,13 +280,8 @@ impl Driver {
                     n_tokens,
                     data,
                 } => {
-                    if let Some(sequence) = self.open.get(&seq) {
-                        let export = Export {
-                            blocks,
-                            n_tokens,
-                            data,
-                        };
-                        let _ = sequence.updates.try_send(Update::Export(export));
+                    if let Some(sequence) = self.open.get_mut(&seq) {
+                        sequence.hand_on(&blocks, n_tokens, data);
                     }
                 }
             }

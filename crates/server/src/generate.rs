@@ -7,7 +7,7 @@ use std::time::Instant;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use baton_engine::{Handover, Limits, NewSequence, Sampling};
-use baton_kv::{Fingerprint, KvTransferParams, KvTransferRequest};
+use baton_kv::KvTransferRequest;
 use baton_openai::{ApiError, ChatCompletionRequest, CompletionRequest};
 use http::HeaderMap;
 use tokio::sync::mpsc;
@@ -15,12 +15,13 @@ use tokio::sync::mpsc;
 use crate::answer::{Answer, Dialect, Echo};
 use crate::app::{App, InFlight};
 use crate::body::Received;
-use crate::call::{Call, Handing, Incoming};
+use crate::call::{Call, Handing, Incoming, Outgoing};
 use crate::choice::Choice;
 use crate::conversation;
+use crate::early;
 use crate::id;
 use crate::inbox::{Admission, Ending, InboxError};
-use crate::prefiller::{self, Errand};
+use crate::prefiller::{self, Asked, Errand};
 use crate::rejection::{self, Rejection};
 use crate::tokens::{self, Encoded};
 use crate::validate::{self, Ask};
@@ -115,6 +116,10 @@ impl Arrival {
         let value = self.headers.get(prefiller::HEADER)?.to_str().ok()?;
         (!value.trim().is_empty()).then_some(value)
     }
+
+    fn wants_early(&self) -> bool {
+        self.headers.contains_key(early::WANTED)
+    }
 }
 
 /// There is one data-parallel rank.
@@ -153,10 +158,15 @@ impl Job {
         }
         let max_tokens = self.max_tokens(&app)?;
         let handing = self.handing(&app, &arrival).await;
+        let early = handing.early().filter(|_| arrival.wants_early());
         let call = self.admit(&app, &max_tokens, handing, arrival.at)?;
         let choices = self.choices(&app);
         let answer = Answer::new(&app, self.ask, self.prompts, self.dialect, self.id);
-        answer.respond(call, choices, arrival.in_flight).await
+        let answered = answer.respond(call, choices, arrival.in_flight);
+        match early {
+            Some(params) => early::respond(&params, answered),
+            None => answered.await,
+        }
     }
 
     /// What is to be done with KV. Only one sequence can be handed over: with several, their client would get the
@@ -173,14 +183,13 @@ impl Job {
             // The parameters could not be told in a stream.
             KvTransferRequest::Produce if self.ask.shape.stream => Handing::Keep,
             KvTransferRequest::Produce => match &app.kv_server {
-                Some(server) if app.config.role.exports() => Handing::Out {
-                    server: Arc::clone(server),
-                    prompt: Fingerprint::of_tokens(self.first_prompt()),
-                    params: None,
-                },
+                Some(server) if app.config.role.exports() => {
+                    let outgoing = Outgoing::begin(server, self.first_prompt());
+                    outgoing.map_or(Handing::Keep, Handing::Out)
+                }
                 _ => Handing::Keep,
             },
-            KvTransferRequest::Consume(params) => self.take_over(app, params.clone()),
+            KvTransferRequest::Consume(params) => self.take_over(app, params.clone().into()),
         }
     }
 
@@ -196,7 +205,7 @@ impl Job {
             id,
         };
         match app.prefillers.ask(named, errand).await {
-            Ok(params) => self.take_over(app, params),
+            Ok(asked) => self.take_over(app, asked),
             Err(error) => {
                 tracing::warn!(%error, id = %self.id, "no prefill; computing");
                 Handing::Keep
@@ -208,10 +217,9 @@ impl Job {
         self.prompts.first().map_or(&[], |prompt| &prompt.ids)
     }
 
-    fn take_over(&self, app: &App, params: KvTransferParams) -> Handing {
+    fn take_over(&self, app: &App, asked: Asked) -> Handing {
         let client = app.kv_client.as_ref().filter(|_| app.config.role.imports());
-        let incoming =
-            client.and_then(|client| Incoming::hold(client, params, self.first_prompt()));
+        let incoming = client.and_then(|client| Incoming::hold(client, asked, self.first_prompt()));
         incoming.map_or(Handing::Keep, Handing::In)
     }
 
@@ -219,12 +227,12 @@ impl Job {
         &self,
         app: &App,
         max_tokens: &[u32],
-        handing: Handing,
+        mut handing: Handing,
         arrived: Instant,
     ) -> Result<Call, ApiError> {
         let handover = match &handing {
             Handing::Keep => Handover::None,
-            Handing::Out { .. } => Handover::Export,
+            Handing::Out(_) => Handover::Export,
             Handing::In(incoming) => Handover::Import {
                 n_tokens: incoming.n_tokens(),
             },
@@ -237,6 +245,10 @@ impl Job {
             .sum();
         let (updates, received) = mpsc::channel(tokens);
         app.metrics.sizes.n.observe(f64::from(self.ask.n));
+        let outgoing = match &mut handing {
+            Handing::Out(outgoing) => outgoing.take_building(),
+            Handing::Keep | Handing::In(_) => None,
+        };
         let call = Call::new(
             received,
             endings.clone(),
@@ -249,6 +261,7 @@ impl Job {
             endings,
             updates,
             arrived,
+            outgoing,
         };
         app.inbox.admit(admission).map_err(|e| match e {
             InboxError::Full => rejection::queue_full(),

@@ -6,7 +6,8 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Instant;
 
 use baton_engine::{AdmitError, FinishReason, NewSequence, Sampled, SeqId};
-use baton_kv_transfer::{Export, Pulled};
+use baton_kv::KvTransferParams;
+use baton_kv_transfer::{Building, Pulled};
 use tokio::sync::mpsc;
 
 use crate::metrics::Finished;
@@ -33,6 +34,8 @@ pub(crate) struct Admission {
     /// Its capacity covers everything that these sequences can cause, so that the engine never waits for a client.
     pub(crate) updates: mpsc::Sender<Update>,
     pub(crate) arrived: Instant,
+    /// Where the only sequence's KV goes as it is computed.
+    pub(crate) outgoing: Option<Building>,
 }
 
 /// What a request hears of its sequences.
@@ -53,8 +56,8 @@ pub(crate) enum Update {
         first_block: u32,
         n_blocks: u32,
     },
-    /// The prompt's KV.
-    Export(Export),
+    /// All of the prompt's KV can be fetched, and this is how.
+    Published(KvTransferParams),
 }
 
 /// How a request ends a sequence before the engine does. Clones share it.

@@ -18,6 +18,7 @@ mod choice;
 mod clock;
 mod config;
 mod conversation;
+mod early;
 mod engine_thread;
 mod generate;
 mod id;

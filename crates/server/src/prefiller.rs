@@ -12,11 +12,12 @@ use baton_kv::{KvTransferParams, KvTransferRequest, ParamsError};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::Full;
+use hyper::body::Incoming;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::value::RawValue;
 
-use crate::PrefillerPolicy;
+use crate::{PrefillerPolicy, early};
 
 /// The header that names prefill servers.
 pub(crate) const HEADER: &str = "x-prefiller-host-port";
@@ -56,6 +57,46 @@ pub(crate) enum PrefillError {
     TimedOut(Duration),
 }
 
+/// A prefill that was asked for.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// How its KV can be fetched.
+    pub(crate) params: KvTransferParams,
+    /// Present while it is being computed.
+    pub(crate) running: Option<Running>,
+}
+
+impl From<KvTransferParams> for Asked {
+    /// One that is done.
+    fn from(params: KvTransferParams) -> Self {
+        Self {
+            params,
+            running: None,
+        }
+    }
+}
+
+/// A prefill that is being computed elsewhere. Dropping it takes the question back: the connection closes.
+#[derive(Debug)]
+pub(crate) struct Running(tokio::task::JoinHandle<()>);
+
+impl Running {
+    /// Reads the rest of the answer, which says nothing that the lease does not.
+    fn wait_for(body: Incoming, limit: usize) -> Self {
+        Self(tokio::spawn(async move {
+            if let Err(error) = baton_http::collect(body, limit).await {
+                tracing::warn!(%error, "the prefill was cut off");
+            }
+        }))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Where prompts may be sent, and for how long.
 #[derive(Clone, Debug)]
 pub(crate) struct Prefillers {
@@ -79,11 +120,7 @@ pub(crate) struct Errand<'a> {
 impl Prefillers {
     /// Asks the servers named by `named` in turn until one can be reached. Dropping the future takes the question
     /// back: the connection closes.
-    pub(crate) async fn ask(
-        &self,
-        named: &str,
-        errand: Errand<'_>,
-    ) -> Result<KvTransferParams, PrefillError> {
+    pub(crate) async fn ask(&self, named: &str, errand: Errand<'_>) -> Result<Asked, PrefillError> {
         let body = Bytes::from(prefill_body(errand.body, errand.path)?);
         let asked = async {
             let mut last = PrefillError::NoCandidate;
@@ -107,15 +144,20 @@ impl Prefillers {
         authority: &str,
         errand: &Errand<'_>,
         body: Bytes,
-    ) -> Result<KvTransferParams, PrefillError> {
+    ) -> Result<Asked, PrefillError> {
         let request = request(authority, errand, body)?;
         let response = self.client.send(request).await?;
         let status = response.status();
         if status != StatusCode::OK {
             return Err(PrefillError::Status(status));
         }
-        let answer = baton_http::collect(response.into_body(), self.max_answer_bytes).await?;
-        params(&answer)
+        let limit = self.max_answer_bytes;
+        if let Some(params) = early::params(response.headers()) {
+            let running = Some(Running::wait_for(response.into_body(), limit));
+            return Ok(Asked { params, running });
+        }
+        let answer = baton_http::collect(response.into_body(), limit).await?;
+        Ok(params(&answer)?.into())
     }
 }
 
@@ -142,7 +184,8 @@ fn request(
     let mut request = Request::builder()
         .method(Method::POST)
         .uri(format!("http://{authority}{}", errand.path))
-        .header(header::CONTENT_TYPE, "application/json");
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(early::WANTED, "1");
     if let Ok(id) = HeaderValue::from_str(errand.id) {
         request = request.header("x-request-id", id);
     }

@@ -1,7 +1,7 @@
 //! What the device computed enters the sequences: tokens, findable blocks, ends.
 
 use super::{Engine, register, release};
-use crate::{Event, Handover, RunnerError, Sampled};
+use crate::{Event, RunnerError, Sampled};
 
 impl Engine {
     pub(super) fn commit(&mut self, events: &mut Vec<Event>) -> Result<(), RunnerError> {

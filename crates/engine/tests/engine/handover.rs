@@ -2,7 +2,7 @@
 
 use crate::support::{Shape, alone, kv_of, sequence};
 use baton_engine::{
-    AdmitError, Engine, EngineError, Event, Handover, NewSequence, Progress, SeqId,
+    AdmitError, Engine, EngineError, Event, Handover, NewSequence, Progress, SeqId, Then,
 };
 
 const SHAPE: Shape = Shape::LARGE_BLOCKS;
@@ -24,7 +24,9 @@ fn answer(engine: &mut Engine, new: &NewSequence) -> (Vec<u32>, u32) {
                     n_blocks,
                 } => {
                     let kv = kv_of(&SHAPE, &new.prompt, first_block..first_block + n_blocks);
-                    engine.kv_arrived(seq, first_block, &kv).unwrap();
+                    engine
+                        .kv_arrived(seq, first_block, &kv, Then::Compute)
+                        .unwrap();
                 }
                 Event::Token {
                     sampled,
@@ -111,7 +113,9 @@ fn bytes_that_are_not_what_was_asked_for_are_not_used() {
     ];
     for (first_block, data) in cases {
         let (mut engine, new) = awaiting();
-        engine.kv_arrived(SeqId(1), first_block, data).unwrap();
+        engine
+            .kv_arrived(SeqId(1), first_block, data, Then::Compute)
+            .unwrap();
         assert_eq!(engine.stats().external_hits, 0);
         assert_answers_alone(engine, &new);
     }
@@ -124,7 +128,9 @@ fn more_blocks_than_a_lying_peer_was_asked_for_are_not_used() {
     engine.add(new.clone()).unwrap();
     engine.step(&mut Vec::new()).unwrap();
     let data = vec![1; 9 * engine.spec().layout.block_bytes()];
-    engine.kv_arrived(SeqId(1), 0, &data).unwrap();
+    engine
+        .kv_arrived(SeqId(1), 0, &data, Then::Compute)
+        .unwrap();
     assert_answers_alone(engine, &new);
 }
 
@@ -132,8 +138,10 @@ fn more_blocks_than_a_lying_peer_was_asked_for_are_not_used() {
 fn kv_arrives_once() {
     let (mut engine, new) = awaiting();
     let kv = kv_of(&SHAPE, &prompt(20), 0..2);
-    engine.kv_arrived(SeqId(1), 0, &kv).unwrap();
-    engine.kv_arrived(SeqId(1), 0, &vec![1; kv.len()]).unwrap();
+    engine.kv_arrived(SeqId(1), 0, &kv, Then::Compute).unwrap();
+    engine
+        .kv_arrived(SeqId(1), 0, &vec![1; kv.len()], Then::Compute)
+        .unwrap();
     engine.kv_failed(SeqId(1));
     assert_answers_alone(engine, &new);
 }

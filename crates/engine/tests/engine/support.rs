@@ -3,7 +3,7 @@
 
 use baton_engine::{
     Batch, Engine, EngineConfig, Event, FinishReason, Handover, Limits, NewSequence, PrefixCaching,
-    Progress, Runner, RunnerError, RunnerSpec, Sampling, SeqId, StepOutput,
+    Progress, Runner, RunnerError, RunnerSpec, Sampling, SeqId, StepOutput, Then,
 };
 use baton_kv::{BlockId, DType, KvLayout};
 use baton_sim::{SimConfig, SimRunner};
@@ -260,7 +260,9 @@ impl Driver {
             &live.new.prompt,
             first..first + asked.min(n_blocks),
         );
-        self.engine.kv_arrived(id, first, &kv).unwrap();
+        self.engine
+            .kv_arrived(id, first, &kv, Then::Compute)
+            .unwrap();
     }
 
     pub(crate) fn fail(&mut self, id: SeqId) {

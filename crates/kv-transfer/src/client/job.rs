@@ -24,6 +24,8 @@ pub struct Pulled {
     pub n_blocks: u32,
     /// Why not all are here.
     pub shortfall: Option<TransferError>,
+    /// Whether the callback will be called again, with the blocks that follow or the reason why they do not.
+    pub more: bool,
     pub(super) buffer: Buffer,
 }
 
@@ -35,10 +37,10 @@ impl Pulled {
     }
 }
 
-/// Takes the result of a transfer.
-pub type PulledCallback = Box<dyn FnOnce(Result<Pulled, TransferError>) + Send>;
+/// Takes what a transfer brings, part by part; a result without [`more`](Pulled::more), or an error, is the last.
+pub type PulledCallback = Box<dyn FnMut(Result<Pulled, TransferError>) + Send>;
 
-/// Calls back exactly once, whatever happens to the thread that should.
+/// Calls back with exactly one last result, whatever happens to the thread that should.
 pub(super) struct Completion(Option<PulledCallback>);
 
 impl fmt::Debug for Completion {
@@ -53,10 +55,15 @@ impl Completion {
     }
 
     fn call(&mut self, result: Result<Pulled, TransferError>) {
-        let Some(done) = self.0.take() else { return };
+        let is_last = !result.as_ref().is_ok_and(|pulled| pulled.more);
+        let Some(mut done) = self.0.take() else {
+            return;
+        };
         // A callback that panics must not take a worker with it.
         if catch_unwind(AssertUnwindSafe(|| done(result))).is_err() {
             tracing::error!("the callback of a transfer panicked");
+        } else if !is_last {
+            self.0 = Some(done);
         }
     }
 }
@@ -119,7 +126,10 @@ impl Cancel {
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) lease: Arc<Lease>,
+    /// What is still to be fetched.
     pub(super) blocks: Range<u32>,
+    /// Blocks of the lease that are there, as far as is known.
+    pub(super) n_ready: u32,
     pub(super) cancel: Arc<Cancel>,
     /// The total time limit counts from here.
     pub(super) asked: Instant,
@@ -136,16 +146,30 @@ impl Job {
         let guard = PullGuard {
             cancel: Arc::clone(&cancel),
         };
+        let n_ready = if lease.is_early { 0 } else { lease.n_blocks };
         (
             Self {
                 lease,
                 blocks,
+                n_ready,
                 cancel,
                 asked: Instant::now(),
                 done,
             },
             guard,
         )
+    }
+
+    /// What can be fetched now, perhaps nothing.
+    pub(super) fn available(&self) -> Range<u32> {
+        self.blocks.start..self.blocks.end.min(self.n_ready)
+    }
+
+    /// Hands over some of the blocks; the rest is fetched as if it had been asked for now.
+    pub(super) fn part(&mut self, pulled: Pulled) {
+        self.blocks.start += pulled.n_blocks;
+        self.asked = Instant::now();
+        self.done.call(Ok(pulled));
     }
 
     pub(super) fn finish(mut self, result: Result<Pulled, TransferError>) {

@@ -8,15 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use baton_kv::{KvTransferParams, Kvx};
+use baton_kv::{KvTransferParams, Kvx, LeaseToken};
 use parking_lot::{Condvar, Mutex};
 
 use super::Shared;
+use super::job::Job;
 use super::session::Session;
-use crate::TransferError;
 use crate::net::hang_up;
 use crate::server::spawn;
 use crate::wire::Message;
+use crate::{RejectCode, TransferError};
 
 /// Between two attempts to reach a producer.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -33,9 +34,11 @@ const MAX_SILENCE: u32 = 3;
 #[derive(Debug)]
 pub(super) struct Lease {
     pub(super) id: u64,
-    pub(super) token: [u8; 32],
+    pub(super) token: LeaseToken,
     pub(super) n_tokens: u32,
     pub(super) n_blocks: u32,
+    /// Whether its blocks are still being computed, or were when it was announced.
+    pub(super) is_early: bool,
     pub(super) peer: Arc<Peer>,
     shared: Arc<Shared>,
     is_consumed: AtomicBool,
@@ -67,8 +70,7 @@ pub(super) struct Peer {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Holders of each lease.
-    held: BTreeMap<u64, usize>,
+    held: BTreeMap<u64, Holding>,
     /// Held since the last heartbeat: they may be old, and cannot wait for the next.
     fresh: Vec<u64>,
     /// Bounded by the leases held: each holder leaves at most one.
@@ -78,9 +80,24 @@ struct State {
     is_over: bool,
 }
 
+/// A lease that somebody holds.
+#[derive(Debug, Default)]
+struct Holding {
+    holders: usize,
+    /// For a lease that grows: the right to be told how.
+    token: Option<LeaseToken>,
+    /// Its blocks that can be fetched, as far as is known.
+    n_ready: u32,
+    /// Transfers whose blocks are yet to be computed.
+    waiting: Vec<Job>,
+}
+
 /// What a link's thread has to say.
 struct News {
     to_beat: Vec<u64>,
+    to_watch: Vec<(u64, LeaseToken)>,
+    /// Transfers that nobody waits for any more.
+    cancelled: Vec<Job>,
     released: Vec<u64>,
     is_idle: bool,
     is_over: bool,
@@ -107,14 +124,16 @@ pub(super) fn hold(
             return Err(TransferError::Busy { what: "leases" });
         }
         let ttl = Duration::from_millis(kvx.ttl_ms.into());
-        Peer::hold(shared, params, (ttl / 5).clamp(MIN_INTERVAL, MAX_INTERVAL))
+        let interval = (ttl / 5).clamp(MIN_INTERVAL, MAX_INTERVAL);
+        Peer::hold(shared, params, kvx, interval)
     };
     let peer = counted().inspect_err(|_| {
         shared.n_held.fetch_sub(1, Ordering::Relaxed);
     })?;
     Ok(Lease {
         id: params.uuid,
-        token: kvx.tok.0,
+        token: kvx.tok,
+        is_early: kvx.early,
         n_tokens: kvx.n,
         n_blocks,
         peer,
@@ -127,6 +146,7 @@ impl Peer {
     fn hold(
         shared: &Arc<Shared>,
         params: &KvTransferParams,
+        kvx: &Kvx,
         interval: Duration,
     ) -> Result<Arc<Self>, TransferError> {
         let mut peers = shared.peers.lock();
@@ -135,7 +155,7 @@ impl Peer {
         }
         let key = (params.remote_host.clone(), params.remote_port);
         if let Some(peer) = peers.get(&key) {
-            peer.add(params.uuid, interval);
+            peer.add((params.uuid, kvx), interval);
             return Ok(Arc::clone(peer));
         }
         if peers.len() >= shared.cfg.max_peers {
@@ -147,7 +167,7 @@ impl Peer {
             state: Mutex::default(),
             changed: Condvar::new(),
         });
-        peer.add(params.uuid, interval);
+        peer.add((params.uuid, kvx), interval);
         let (for_thread, with) = (Arc::clone(&peer), Arc::clone(shared));
         let thread = spawn("kvx-link", move || for_thread.run(&with))
             .map_err(|_| TransferError::Busy { what: "threads" })?;
@@ -158,7 +178,7 @@ impl Peer {
         Ok(peer)
     }
 
-    fn add(&self, lease: u64, interval: Duration) {
+    fn add(&self, (lease, kvx): (u64, &Kvx), interval: Duration) {
         let mut state = self.state.lock();
         let shortest = if state.held.is_empty() {
             None
@@ -166,7 +186,11 @@ impl Peer {
             state.interval
         };
         state.interval = Some(shortest.map_or(interval, |known| known.min(interval)));
-        *state.held.entry(lease).or_insert(0) += 1;
+        let holding = state.held.entry(lease).or_default();
+        holding.holders += 1;
+        if kvx.early {
+            holding.token = Some(kvx.tok);
+        }
         state.fresh.push(lease);
         self.changed.notify_all();
     }
@@ -174,13 +198,14 @@ impl Peer {
     /// One holder less; the last one has the lease released, unless it is gone already.
     fn let_go(&self, lease: u64, is_consumed: bool) {
         let mut state = self.state.lock();
-        let Some(holders) = state.held.get_mut(&lease) else {
+        let Some(holding) = state.held.get_mut(&lease) else {
             return;
         };
-        *holders -= 1;
-        if *holders > 0 {
+        holding.holders -= 1;
+        if holding.holders > 0 {
             return;
         }
+        // Nothing waits any more: a transfer that does is a holder itself.
         state.held.remove(&lease);
         state.fresh.retain(|fresh| *fresh != lease);
         if !is_consumed && !state.is_over {
@@ -189,10 +214,54 @@ impl Peer {
         self.changed.notify_all();
     }
 
+    /// Keeps a transfer until its first block is there; gives it back if that is so already. One whose lease is gone is
+    /// over.
+    pub(super) fn wait(&self, mut job: Job) -> Option<Job> {
+        let mut state = self.state.lock();
+        let is_over = state.is_over;
+        let holding = state.held.get_mut(&job.lease.id).filter(|_| !is_over);
+        let Some(holding) = holding else {
+            drop(state);
+            job.finish(Err(gone()));
+            return None;
+        };
+        job.n_ready = holding.n_ready.min(job.lease.n_blocks);
+        if job.available().is_empty() {
+            holding.waiting.push(job);
+            return None;
+        }
+        Some(job)
+    }
+
+    /// More blocks of a lease can be fetched.
+    fn grown(&self, shared: &Shared, lease: u64, n_ready: u32) {
+        let waiting = {
+            let mut state = self.state.lock();
+            let Some(holding) = state.held.get_mut(&lease) else {
+                return;
+            };
+            holding.n_ready = holding.n_ready.max(n_ready);
+            std::mem::take(&mut holding.waiting)
+        };
+        waiting.into_iter().for_each(|job| shared.start(job));
+    }
+
+    /// The blocks that transfers wait for will not come.
+    fn end_waiting(&self, leases: impl Fn(u64) -> bool, why: &TransferError) {
+        let mut state = self.state.lock();
+        let holdings = state.held.iter_mut().filter(|(lease, _)| leases(**lease));
+        let over: Vec<Job> = holdings
+            .flat_map(|(_, holding)| std::mem::take(&mut holding.waiting))
+            .collect();
+        drop(state);
+        over.into_iter()
+            .for_each(|job| job.finish(Err(why.clone())));
+    }
+
     /// Says what is left to say, and ends the thread.
     pub(super) fn stop(&self) {
-        let mut state = self.state.lock();
-        state.is_over = true;
+        self.state.lock().is_over = true;
+        self.end_waiting(|_| true, &TransferError::Closed);
         self.changed.notify_all();
     }
 
@@ -280,21 +349,27 @@ impl Peer {
         tracing::debug!(host = self.host, port = self.port, %error, "cannot reach a producer");
         let until = Instant::now() + RETRY_PAUSE;
         let mut state = self.state.lock();
-        state.link = Link::Failed(error);
+        state.link = Link::Failed(error.clone());
         state.to_release.clear();
         self.changed.notify_all();
+        drop(state);
+        self.end_waiting(|_| true, &error);
+        let mut state = self.state.lock();
         while !state.is_over && !self.changed.wait_until(&mut state, until).timed_out() {}
     }
 
     /// Sends heartbeats and releases for as long as the connection lives and is needed.
     fn converse(self: &Arc<Self>, shared: &Arc<Shared>, session: &Arc<Session>) {
-        let (peer, for_reader) = (Arc::clone(self), Arc::clone(session));
-        let Ok(reader) = spawn("kvx-listen", move || peer.listen(&for_reader)) else {
+        let (peer, with, for_reader) = (Arc::clone(self), Arc::clone(shared), Arc::clone(session));
+        let listen = move || peer.listen(&with, &for_reader);
+        let Ok(reader) = spawn("kvx-listen", listen) else {
             return self.fail(TransferError::Busy { what: "threads" });
         };
         {
             let mut state = self.state.lock();
             state.link = Link::Up(Arc::clone(session));
+            // The producer has forgotten, if it ever knew, who watches.
+            state.fresh = state.held.keys().copied().collect();
             self.changed.notify_all();
         }
         let why = self
@@ -317,6 +392,12 @@ impl Peer {
             }
             for lease in news.released {
                 session.say(0, &Message::Release { lease })?;
+            }
+            for (lease, token) in news.to_watch {
+                session.say(0, &Message::Watch { lease, token })?;
+            }
+            for job in news.cancelled {
+                job.finish(Err(TransferError::Cancelled));
             }
             let now = Instant::now();
             if !news.is_idle {
@@ -347,6 +428,13 @@ impl Peer {
             self.changed.wait_until(&mut state, next_beat);
         }
         let fresh = std::mem::take(&mut state.fresh);
+        let token = |lease: &u64| Some((*lease, state.held.get(lease)?.token?));
+        let to_watch = fresh.iter().filter_map(token).collect();
+        let is_cancelled = |job: &mut Job| job.cancel.is_cancelled();
+        let waiting = state.held.values_mut().map(|holding| &mut holding.waiting);
+        let cancelled = waiting
+            .flat_map(|jobs| jobs.extract_if(.., is_cancelled))
+            .collect();
         let is_due = Instant::now() >= next_beat;
         News {
             to_beat: if is_due {
@@ -354,6 +442,8 @@ impl Peer {
             } else {
                 fresh
             },
+            to_watch,
+            cancelled,
             released: std::mem::take(&mut state.to_release),
             is_idle: state.held.is_empty(),
             is_over: state.is_over,
@@ -365,7 +455,7 @@ impl Peer {
     }
 
     /// Reads what the producer says until the connection ends.
-    fn listen(&self, session: &Session) {
+    fn listen(&self, shared: &Shared, session: &Session) {
         let why = loop {
             let silence = (self.interval() * MAX_SILENCE).max(MAX_INTERVAL * 2);
             match session.listen(Instant::now() + silence) {
@@ -374,7 +464,12 @@ impl Peer {
                         break error;
                     }
                 }
-                Ok(Some(Message::HeartbeatAck { remaining_ms })) => self.forget_gone(&remaining_ms),
+                Ok(Some(Message::HeartbeatAck { remaining_ms })) => {
+                    let gone = remaining_ms.iter().filter(|(_, ms)| *ms == 0);
+                    gone.for_each(|(lease, _)| self.forget(*lease));
+                }
+                Ok(Some(Message::Released { lease })) => self.forget(lease),
+                Ok(Some(Message::Ready { lease, n_blocks })) => self.grown(shared, lease, n_blocks),
                 Ok(_) => {}
                 Err(error) => break error,
             }
@@ -385,13 +480,16 @@ impl Peer {
         self.changed.notify_all();
     }
 
-    /// No further heartbeats, and no release, for leases that the producer does not have.
-    fn forget_gone(&self, remaining_ms: &[(u64, u32)]) {
-        let mut state = self.state.lock();
-        for (lease, _) in remaining_ms.iter().filter(|(_, ms)| *ms == 0) {
-            state.held.remove(lease);
-        }
+    /// No further heartbeats, and no release, for a lease that the producer does not have.
+    fn forget(&self, lease: u64) {
+        self.end_waiting(|gone| gone == lease, &gone());
+        self.state.lock().held.remove(&lease);
     }
+}
+
+/// What a transfer ends with whose lease ended before.
+fn gone() -> TransferError {
+    TransferError::Rejected(RejectCode::Expired)
 }
 
 /// Tells the producer which leases are still wanted.

@@ -28,10 +28,17 @@ const RESUME_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs transfers until the client stops.
 pub(super) fn work(shared: &Shared) {
-    while let Some(job) = shared.queue.pop() {
-        let result = Pull::new(shared, &job).run();
-        shared.count(&result);
-        job.finish(result);
+    while let Some(mut job) = shared.queue.pop() {
+        match Pull::new(shared, &job).run() {
+            Ok(pulled) if pulled.more => {
+                job.part(pulled);
+                shared.start(job);
+            }
+            result => {
+                shared.count(&result);
+                job.finish(result);
+            }
+        }
     }
 }
 
@@ -60,11 +67,12 @@ impl<'a> Pull<'a> {
     }
 
     fn run(&self) -> Result<Pulled, TransferError> {
-        let n_blocks = u32::try_from(self.job.blocks.len()).map_err(|_| TransferError::Range)?;
         let layout = &self.shared.cfg.layout;
         if self.job.blocks.end > self.job.lease.n_blocks {
             return Err(TransferError::Range);
         }
+        let available = self.job.available();
+        let n_blocks = u32::try_from(available.len()).map_err(|_| TransferError::Range)?;
         let whole = ChunkMap::new(layout, n_blocks, MAX_CHUNK).ok_or(TransferError::Range)?;
         let stopped = || self.stopped();
         let mut buffer = self
@@ -74,7 +82,10 @@ impl<'a> Pull<'a> {
         let mut incoming = None;
         let error = self.attempts(&mut incoming, &mut buffer);
         match (error, incoming) {
-            (Ok(()), Some(_)) => Ok(self.pulled(buffer, n_blocks, None)),
+            (Ok(()), Some(incoming)) => {
+                buffer.truncate(incoming.map().total_bytes());
+                Ok(self.pulled(buffer, incoming.map().n_blocks(), None))
+            }
             (Ok(()), None) => Err(TransferError::Range),
             (Err(error), incoming) => self.salvage(error, incoming, buffer),
         }
@@ -84,9 +95,15 @@ impl<'a> Pull<'a> {
         Pulled {
             first_block: self.job.blocks.start,
             n_blocks,
+            more: shortfall.is_none() && !self.is_last(n_blocks),
             shortfall,
             buffer,
         }
+    }
+
+    /// Whether nothing is left to be fetched after so many blocks.
+    fn is_last(&self, n_blocks: u32) -> bool {
+        self.job.blocks.start + n_blocks >= self.job.blocks.end
     }
 
     /// The first blocks, if any of them is whole over all layers. Chunks come layer by layer, so a connection
@@ -181,10 +198,11 @@ impl<'a> Pull<'a> {
         session.unregister(xfer);
         // If the message is lost the lease ends by itself.
         let _ = match &ended {
-            Ended::Whole => {
+            Ended::Whole if self.is_last(incoming.as_ref().map_or(0, |i| i.map().n_blocks())) => {
                 self.job.lease.consumed();
                 session.say(stream.number, &Message::Done { xfer })
             }
+            Ended::Whole => session.say(stream.number, &Message::Received { xfer }),
             Ended::Refused(_) => Ok(()),
             Ended::Failed(_) => session.say(stream.number, &Message::Cancel { xfer }),
         };
@@ -250,11 +268,11 @@ impl Wire<'_> {
     }
 
     fn open(&self, want: Vec<u8>) -> Result<(), TransferError> {
-        let (lease, blocks) = (&self.pull.job.lease, &self.pull.job.blocks);
+        let (lease, blocks) = (&self.pull.job.lease, self.pull.job.available());
         let open = Open {
             xfer: self.xfer,
             lease: lease.id,
-            token: lease.token,
+            token: lease.token.0,
             first_block: blocks.start,
             n_blocks: blocks.end - blocks.start,
             credit: self.pull.shared.cfg.window_bytes,
@@ -298,16 +316,19 @@ impl Wire<'_> {
         }
     }
 
+    /// The producer sends the blocks that lie together on its side, which may be fewer than were asked for.
     fn agree(
         &self,
         chunk_bytes: usize,
         n_chunks: u32,
         bytes: u64,
     ) -> Result<ChunkMap, TransferError> {
-        let blocks = &self.pull.job.blocks;
+        let available = self.pull.job.available();
         let layout = &self.pull.shared.cfg.layout;
-        ChunkMap::new(layout, blocks.end - blocks.start, chunk_bytes)
-            .filter(|_| chunk_bytes <= MAX_CHUNK)
+        u32::try_from(bytes / layout.block_bytes().max(1) as u64)
+            .ok()
+            .filter(|&n_blocks| n_blocks as usize <= available.len() && chunk_bytes <= MAX_CHUNK)
+            .and_then(|n_blocks| ChunkMap::new(layout, n_blocks, chunk_bytes))
             .filter(|map| map.n_chunks() == n_chunks && map.total_bytes() as u64 == bytes)
             .ok_or(TransferError::Protocol(WireError::Unexpected {
                 message: "ACCEPT",

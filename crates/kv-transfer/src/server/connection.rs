@@ -53,6 +53,21 @@ impl Session {
         );
     }
 
+    /// Tells the consumer how the leases grow that it watches, until the session ends.
+    fn tell(&self, shared: &Shared) {
+        let mut control = self.control.lock();
+        while !control.is_over() && !shared.is_stopping() {
+            let news = control.tell(&shared.leases.lock());
+            if news.is_empty() {
+                self.changed.wait(&mut control);
+                continue;
+            }
+            drop(control);
+            news.iter().for_each(|message| self.say(0, message));
+            control = self.control.lock();
+        }
+    }
+
     /// Writes to the control connection, and ends the session if that fails.
     fn say(&self, stream: u16, message: &Message) {
         let writer = self.writer.lock();
@@ -246,11 +261,13 @@ fn attach(shared: &Shared, stream: &TcpStream, deadline: Instant) -> Result<Prov
 }
 
 fn serve_control(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     stream: &TcpStream,
     token: [u8; 16],
-    session: &Session,
+    session: &Arc<Session>,
 ) -> Result<(), FrameError> {
+    let (with, of) = (Arc::clone(shared), Arc::clone(session));
+    let teller = spawn("kvx-tell", move || of.tell(&with))?;
     if shared.is_draining.load(Ordering::SeqCst) {
         session.announce_drain();
     }
@@ -258,6 +275,9 @@ fn serve_control(
     shared.sessions.lock().remove(&token);
     session.control.lock().end(&mut shared.leases.lock());
     session.changed.notify_all();
+    hang_up(stream);
+    // It ends because the session has; one that panicked has nothing left to tell.
+    let _ = teller.join();
     ended
 }
 
@@ -350,7 +370,7 @@ fn send(
     chunk: &Chunk<Stored>,
     scratch: &mut Vec<u8>,
 ) -> io::Result<()> {
-    let data = &chunk.leased.bytes.data;
+    let data = &chunk.part.bytes.data;
     let payload = gather(data, chunk, scratch);
     let header = ChunkHeader {
         xfer: chunk.xfer,

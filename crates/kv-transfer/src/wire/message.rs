@@ -1,5 +1,7 @@
 //! The control messages, and their bodies' bytes.
 
+use baton_kv::LeaseToken;
+
 use super::{Cursor, WireError};
 use crate::RejectCode;
 
@@ -126,6 +128,25 @@ pub enum Message {
         /// Which chunk.
         chunk: u32,
     },
+    /// Consumer to producer: everything of this transfer is here and verified; the lease stays for the next one.
+    Received {
+        /// Which transfer.
+        xfer: u32,
+    },
+    /// Consumer to producer: tell me how a lease grows, until all of it is there.
+    Watch {
+        /// Which lease.
+        lease: u64,
+        /// Proof of the right to it.
+        token: LeaseToken,
+    },
+    /// Producer to consumer: so many blocks of the lease, from the first on, can be fetched.
+    Ready {
+        /// Which lease.
+        lease: u64,
+        /// How many.
+        n_blocks: u32,
+    },
     /// Consumer to producer: everything is here and verified; the lease is consumed.
     Done {
         /// Which transfer.
@@ -186,7 +207,7 @@ impl Message {
             Self::Accept { .. } => 8,
             Self::Reject { .. } => 9,
             Self::Credit { .. } => 10,
-            // 11 is LAYER_READY: layers published while their prefill still runs.
+            Self::Ready { .. } => 11,
             Self::Cancel { .. } => 12,
             Self::Cancelled { .. } => 13,
             Self::Nack { .. } => 14,
@@ -198,6 +219,8 @@ impl Message {
             Self::Ping { .. } => 20,
             Self::Pong { .. } => 21,
             Self::GoAway { .. } => 22,
+            Self::Received { .. } => 23,
+            Self::Watch { .. } => 24,
             Self::Unknown { kind } => *kind,
         }
     }
@@ -242,11 +265,22 @@ impl Message {
                 out.extend(xfer.to_le_bytes());
                 out.extend(bytes.to_le_bytes());
             }
-            Self::Cancel { xfer } | Self::Cancelled { xfer } | Self::Done { xfer } => {
+            Self::Cancel { xfer }
+            | Self::Cancelled { xfer }
+            | Self::Received { xfer }
+            | Self::Done { xfer } => {
                 out.extend(xfer.to_le_bytes());
             }
             Self::Nack { xfer, chunk } => {
                 out.extend([xfer, chunk].iter().flat_map(|n| n.to_le_bytes()));
+            }
+            Self::Watch { lease, token } => {
+                out.extend(lease.to_le_bytes());
+                out.extend(token.0);
+            }
+            Self::Ready { lease, n_blocks } => {
+                out.extend(lease.to_le_bytes());
+                out.extend(n_blocks.to_le_bytes());
             }
             Self::Release { lease: n }
             | Self::Released { lease: n }
@@ -270,7 +304,7 @@ impl Message {
 }
 
 /// Names by kind.
-const NAMES: [&str; 23] = [
+const NAMES: [&str; 25] = [
     "0",
     "HELLO",
     "CHALLENGE",
@@ -282,7 +316,7 @@ const NAMES: [&str; 23] = [
     "ACCEPT",
     "REJECT",
     "CREDIT",
-    "LAYER_READY",
+    "READY",
     "CANCEL",
     "CANCELLED",
     "NACK",
@@ -294,6 +328,8 @@ const NAMES: [&str; 23] = [
     "PING",
     "PONG",
     "GOAWAY",
+    "RECEIVED",
+    "WATCH",
 ];
 
 impl Hello {
@@ -379,6 +415,10 @@ pub fn decode_message(kind: u8, body: &[u8]) -> Result<Message, WireError> {
             xfer: c.u32()?,
             bytes: c.u64()?,
         },
+        11 => Message::Ready {
+            lease: c.u64()?,
+            n_blocks: c.u32()?,
+        },
         12 => Message::Cancel { xfer: c.u32()? },
         13 => Message::Cancelled { xfer: c.u32()? },
         14 => Message::Nack {
@@ -398,6 +438,11 @@ pub fn decode_message(kind: u8, body: &[u8]) -> Result<Message, WireError> {
         21 => Message::Pong { id: c.u64()? },
         22 => Message::GoAway {
             code: RejectCode::from_wire(c.u16()?),
+        },
+        23 => Message::Received { xfer: c.u32()? },
+        24 => Message::Watch {
+            lease: c.u64()?,
+            token: LeaseToken(c.array()?),
         },
         kind => return Ok(Message::Unknown { kind }),
     };

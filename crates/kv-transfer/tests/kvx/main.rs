@@ -5,6 +5,7 @@
 )]
 
 mod common;
+mod early;
 mod faults;
 mod handover;
 mod hostile;
