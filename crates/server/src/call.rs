@@ -43,7 +43,7 @@ pub(crate) enum Handing {
     /// Nothing.
     Keep,
     /// Hands the prompt's KV over as it is computed.
-    Out(Outgoing),
+    Out(Box<Outgoing>),
     /// Takes the prompt's KV over.
     In(Incoming),
 }

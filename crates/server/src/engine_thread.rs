@@ -7,13 +7,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use baton_engine::{
     Engine, Event, FinishReason, Progress, RunnerError, Sampled, SeqId, Stats, Then,
 };
 use baton_kv::BlockId;
-use baton_kv_transfer::Building;
+use baton_kv_transfer::{Building, Pulled};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -88,8 +88,8 @@ struct Open {
     updates: mpsc::Sender<Update>,
     ending: Ending,
     books: Books,
-    /// When KV was asked for.
-    asked: Option<Instant>,
+    /// Time that went into bringing and placing KV, waiting for its computation not included.
+    handed_over: Duration,
     /// Where KV goes as it is computed; dropped before its end, the other side is told.
     outgoing: Option<Building>,
 }
@@ -151,25 +151,31 @@ impl Driver {
         match command {
             Command::Admit(admission) => self.admit(admission),
             Command::KvArrived(seq, pulled) => {
-                let then = match pulled.more {
-                    true => Then::Fetch,
-                    false => Then::Compute,
-                };
-                self.engine
-                    .kv_arrived(seq, pulled.first_block, pulled.data(), then)?;
-                let is_over = then == Then::Compute;
-                let sequence = self.open.get_mut(&seq).filter(|_| is_over);
-                let asked = sequence.and_then(|s| s.asked.take());
-                if let Some(asked) = asked {
-                    let took = asked.elapsed().as_secs_f64();
-                    self.metrics.times.transfer.observe(took);
-                }
+                self.place(seq, &pulled)?;
             }
             Command::KvFailed(seq) => self.engine.kv_failed(seq),
             Command::Wake => {}
             Command::Stop => return Ok(false),
         }
         Ok(true)
+    }
+
+    fn place(&mut self, seq: SeqId, pulled: &Pulled) -> Result<(), RunnerError> {
+        let begun = Instant::now();
+        let then = match pulled.more {
+            true => Then::Fetch,
+            false => Then::Compute,
+        };
+        self.engine
+            .kv_arrived(seq, pulled.first_block, pulled.data(), then)?;
+        if let Some(sequence) = self.open.get_mut(&seq) {
+            sequence.handed_over += pulled.took + begun.elapsed();
+            if then == Then::Compute {
+                let took = sequence.handed_over.as_secs_f64();
+                self.metrics.times.transfer.observe(took);
+            }
+        }
+        Ok(())
     }
 
     fn admit(&mut self, admission: Admission) {
@@ -203,7 +209,7 @@ impl Driver {
                     updates,
                     ending,
                     books,
-                    asked: None,
+                    handed_over: Duration::ZERO,
                     outgoing: outgoing.take(),
                 },
             );
@@ -266,7 +272,6 @@ impl Driver {
                     };
                     let n_found = first_block * self.engine.spec().layout.block_size;
                     let told = self.open.get_mut(&seq).is_some_and(|s| {
-                        s.asked = Some(now);
                         s.books.fetch(n_found);
                         s.updates.try_send(update).is_ok()
                     });

@@ -185,7 +185,7 @@ impl Job {
             KvTransferRequest::Produce => match &app.kv_server {
                 Some(server) if app.config.role.exports() => {
                     let outgoing = Outgoing::begin(server, self.first_prompt());
-                    outgoing.map_or(Handing::Keep, Handing::Out)
+                    outgoing.map_or(Handing::Keep, |outgoing| Handing::Out(Box::new(outgoing)))
                 }
                 _ => Handing::Keep,
             },

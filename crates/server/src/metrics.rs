@@ -251,7 +251,7 @@ impl TimeSeries {
             queue: s.histogram("vllm:request_queue_time_seconds", "From arrival to the engine.", PER_REQUEST),
             prefill: s.histogram("vllm:request_prefill_time_seconds", "From the engine to the first token.", PER_REQUEST),
             decode: s.histogram("vllm:request_decode_time_seconds", "From the first token to the last.", PER_REQUEST),
-            transfer: s.histogram("kvx_transfer_seconds", "From asking for KV to having it in the blocks.", PER_TRANSFER),
+            transfer: s.histogram("kvx_transfer_seconds", "Time that bringing and placing a prompt's KV took, waiting for its computation not included.", PER_TRANSFER),
         }
     }
 }

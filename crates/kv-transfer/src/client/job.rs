@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -26,6 +26,8 @@ pub struct Pulled {
     pub shortfall: Option<TransferError>,
     /// Whether the callback will be called again, with the blocks that follow or the reason why they do not.
     pub more: bool,
+    /// From when the blocks could be fetched until they were here.
+    pub took: Duration,
     pub(super) buffer: Buffer,
 }
 

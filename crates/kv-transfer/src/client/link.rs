@@ -243,7 +243,10 @@ impl Peer {
             holding.n_ready = holding.n_ready.max(n_ready);
             std::mem::take(&mut holding.waiting)
         };
-        waiting.into_iter().for_each(|job| shared.start(job));
+        for mut job in waiting {
+            job.asked = Instant::now();
+            shared.start(job);
+        }
     }
 
     /// The blocks that transfers wait for will not come.
@@ -302,7 +305,7 @@ impl Peer {
             let link = Session::connect(shared, &self.host, self.port);
             match link {
                 Ok(session) => self.converse(shared, &Arc::new(session)),
-                Err(error) => self.fail(error),
+                Err(error) => self.fail(&error),
             }
         }
         self.state.lock().link = Link::Failed(TransferError::Closed);
@@ -345,7 +348,7 @@ impl Peer {
     }
 
     /// Lets waiting transfers know, and pauses.
-    fn fail(&self, error: TransferError) {
+    fn fail(&self, error: &TransferError) {
         tracing::debug!(host = self.host, port = self.port, %error, "cannot reach a producer");
         let until = Instant::now() + RETRY_PAUSE;
         let mut state = self.state.lock();
@@ -353,7 +356,7 @@ impl Peer {
         state.to_release.clear();
         self.changed.notify_all();
         drop(state);
-        self.end_waiting(|_| true, &error);
+        self.end_waiting(|_| true, error);
         let mut state = self.state.lock();
         while !state.is_over && !self.changed.wait_until(&mut state, until).timed_out() {}
     }
@@ -363,7 +366,7 @@ impl Peer {
         let (peer, with, for_reader) = (Arc::clone(self), Arc::clone(shared), Arc::clone(session));
         let listen = move || peer.listen(&with, &for_reader);
         let Ok(reader) = spawn("kvx-listen", listen) else {
-            return self.fail(TransferError::Busy { what: "threads" });
+            return self.fail(&TransferError::Busy { what: "threads" });
         };
         {
             let mut state = self.state.lock();

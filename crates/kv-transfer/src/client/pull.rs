@@ -97,6 +97,7 @@ impl<'a> Pull<'a> {
             n_blocks,
             more: shortfall.is_none() && !self.is_last(n_blocks),
             shortfall,
+            took: self.job.asked.elapsed(),
             buffer,
         }
     }

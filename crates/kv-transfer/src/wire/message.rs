@@ -238,10 +238,7 @@ impl Message {
             Self::Hello(hello) => hello.encode_body(out),
             Self::Open(open) => open.encode_body(out),
             Self::Challenge { nonce: proof } | Self::Auth { mac: proof } => out.extend(proof),
-            Self::Welcome { mac, conn } => {
-                out.extend(mac);
-                out.extend(conn);
-            }
+            Self::Welcome { mac, conn } => put(mac, conn, out),
             Self::Attach { conn } => out.extend(conn),
             Self::Attached { stream } => out.extend(stream.to_le_bytes()),
             Self::Accept {
@@ -258,29 +255,19 @@ impl Message {
                 out.extend(total_bytes.to_le_bytes());
             }
             Self::Reject { xfer, code } => {
-                out.extend(xfer.to_le_bytes());
-                out.extend(code.to_wire().to_le_bytes());
+                put(&xfer.to_le_bytes(), &code.to_wire().to_le_bytes(), out);
             }
-            Self::Credit { xfer, bytes } => {
-                out.extend(xfer.to_le_bytes());
-                out.extend(bytes.to_le_bytes());
-            }
+            Self::Credit { xfer, bytes } => put(&xfer.to_le_bytes(), &bytes.to_le_bytes(), out),
             Self::Cancel { xfer }
             | Self::Cancelled { xfer }
             | Self::Received { xfer }
             | Self::Done { xfer } => {
                 out.extend(xfer.to_le_bytes());
             }
-            Self::Nack { xfer, chunk } => {
-                out.extend([xfer, chunk].iter().flat_map(|n| n.to_le_bytes()));
-            }
-            Self::Watch { lease, token } => {
-                out.extend(lease.to_le_bytes());
-                out.extend(token.0);
-            }
+            Self::Nack { xfer, chunk } => put(&xfer.to_le_bytes(), &chunk.to_le_bytes(), out),
+            Self::Watch { lease, token } => put(&lease.to_le_bytes(), &token.0, out),
             Self::Ready { lease, n_blocks } => {
-                out.extend(lease.to_le_bytes());
-                out.extend(n_blocks.to_le_bytes());
+                put(&lease.to_le_bytes(), &n_blocks.to_le_bytes(), out);
             }
             Self::Release { lease: n }
             | Self::Released { lease: n }
@@ -377,6 +364,11 @@ impl Open {
             want: c.bytes()?.to_vec(),
         })
     }
+}
+
+fn put(first: &[u8], second: &[u8], out: &mut Vec<u8>) {
+    out.extend(first);
+    out.extend(second);
 }
 
 fn put_count(n: usize, out: &mut Vec<u8>) {

@@ -141,9 +141,9 @@ fn a_producer_that_goes_away_ends_what_waits_for_it() {
     let (params, building) = begin(&server);
     let held = client.hold(&params).unwrap();
     let (_guard, parts) = start_pull(&client, &held, 0..N);
-    std::mem::forget(building);
     drop(server);
     assert!(next(&parts).is_err());
+    drop(building);
 }
 
 #[test]

@@ -1,10 +1,15 @@
 //! Prefill here, decode there: the same text as one server gives, whatever happens on the way.
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use baton_server::Role;
+use bytes::Bytes;
+use http_body_util::Full;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::support::{Server, Setup, streamed_texts, texts};
+use crate::support::{Reply, Server, Setup, streamed_texts, texts};
 
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
@@ -25,12 +30,7 @@ impl Fleet {
         }
     }
 
-    async fn decode_after(
-        &self,
-        prefiller: &str,
-        path: &str,
-        body: &Value,
-    ) -> crate::support::Reply {
+    async fn decode_after(&self, prefiller: &str, path: &str, body: &Value) -> Reply {
         self.decode
             .post_with(path, body.clone(), &[(HEADER, prefiller)])
             .await
@@ -153,6 +153,82 @@ async fn a_router_can_do_the_two_calls_itself() {
             .text()
             .contains("remote_block_ids")
     );
+}
+
+/// A prefill server whose device stops before its second step, until the sender is used or dropped.
+async fn held_up() -> (Server, std::sync::mpsc::Sender<()>) {
+    let (go_on, held) = std::sync::mpsc::channel();
+    let (held, steps) = (Mutex::new(held), AtomicUsize::new(0));
+    let mut setup = Setup::role(Role::Prefill);
+    setup.pace = Some(Box::new(move |_| {
+        if steps.fetch_add(1, Ordering::SeqCst) == 1 {
+            let _ = held.lock().unwrap().recv();
+        }
+    }));
+    (Server::start(setup).await, go_on)
+}
+
+/// Asks for a prefill and its transfer parameters at once; returns the head's parameters and the rest of the answer.
+async fn ask_early(
+    prefill: &Server,
+    body: &Value,
+) -> (Value, http::Response<hyper::body::Incoming>) {
+    let mut first = body.clone();
+    first["max_tokens"] = 1.into();
+    first["kv_transfer_params"] = json!({"do_remote_decode": true});
+    let request = prefill.request(COMPLETIONS).header("x-kv-early", "1");
+    let body = Full::new(Bytes::from(first.to_string()));
+    let answer = prefill.send(request.body(body).unwrap()).await;
+    assert_eq!(answer.status(), 200);
+    let params = answer.headers()["x-kv-transfer-params"].to_str().unwrap();
+    (serde_json::from_str(params).unwrap(), answer)
+}
+
+#[tokio::test]
+async fn kv_travels_while_the_prompt_is_computed() {
+    let fleet = Fleet::start().await;
+    let (prefill, go_on) = held_up().await;
+    let mut body = json!({"prompt": prompt(30), "max_tokens": 20, "temperature": 0});
+    let expect = fleet.alone.post(COMPLETIONS, body.clone()).await.json();
+    let (params, rest) = ask_early(&prefill, &body).await;
+    assert_eq!(params["remote_block_ids"], json!([]));
+    body["kv_transfer_params"] = params;
+    let (answer, ()) = tokio::join!(fleet.decode.post(COMPLETIONS, body), async {
+        let arrived = "kvx_transfer_received_bytes_total";
+        fleet.decode.until(arrived, |n| n > 0.0).await;
+        assert_eq!(prefill.metric("vllm:request_success_total").await, 0.0);
+        go_on.send(()).unwrap();
+    });
+    assert_eq!(texts(&answer.json()), texts(&expect));
+    let told = Reply::read(rest).await.json();
+    let ids = told["kv_transfer_params"]["remote_block_ids"].as_array();
+    assert!(ids.is_some_and(|ids| ids.len() > 1), "{told}");
+    assert_eq!(
+        fleet.decode.metric("kvx_transfers_complete_total").await,
+        1.0
+    );
+    prefill.until("kvx_leases", |n| n == 0.0).await;
+}
+
+#[tokio::test]
+async fn a_prefill_that_is_given_up_is_computed_where_its_kv_was_awaited() {
+    let fleet = Fleet::start().await;
+    let (prefill, go_on) = held_up().await;
+    let mut body = json!({"prompt": prompt(30), "max_tokens": 20, "temperature": 0});
+    let expect = fleet.alone.post(COMPLETIONS, body.clone()).await.json();
+    let (params, rest) = ask_early(&prefill, &body).await;
+    body["kv_transfer_params"] = params;
+    let (answer, ()) = tokio::join!(fleet.decode.post(COMPLETIONS, body), async {
+        let arrived = "kvx_transfer_received_bytes_total";
+        fleet.decode.until(arrived, |n| n > 0.0).await;
+        drop(rest);
+        drop(go_on);
+    });
+    assert_eq!(texts(&answer.json()), texts(&expect));
+    prefill.until("kvx_leases", |n| n == 0.0).await;
+    prefill.until("kvx_lease_bytes", |n| n == 0.0).await;
+    let free = "vllm:kv_cache_usage_perc";
+    fleet.decode.until(free, |n| n == 0.0).await;
 }
 
 #[tokio::test]
