@@ -63,18 +63,21 @@ impl Life {
     }
 }
 
-/// One request that is being answered; counts until dropped.
+/// One request that is being answered; counts until its last clone is dropped.
+#[derive(Clone, Debug)]
+pub(crate) struct InFlight(#[expect(dead_code, reason = "kept for its drop")] Arc<Entered>);
+
 #[derive(Debug)]
-pub(crate) struct InFlight(Arc<AtomicUsize>);
+struct Entered(Arc<AtomicUsize>);
 
 impl InFlight {
     pub(crate) fn enter(load: &Arc<AtomicUsize>) -> Self {
         load.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(load))
+        Self(Arc::new(Entered(Arc::clone(load))))
     }
 }
 
-impl Drop for InFlight {
+impl Drop for Entered {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

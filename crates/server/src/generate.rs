@@ -35,6 +35,11 @@ pub(crate) async fn completions(
     request: Request,
 ) -> Result<Response, Rejection> {
     let arrival = Arrival::read(&app, request).await?;
+    let answered = complete(&app, &arrival).await;
+    answered.inspect_err(|_| arrival.let_go(&app))
+}
+
+async fn complete(app: &Arc<App>, arrival: &Arrival) -> Result<Response, Rejection> {
     let CompletionRequest { fields, sampling } = CompletionRequest::from_slice(&arrival.body)?;
     let ask = validate::completion(&fields, &sampling, app.rules(), id::random())?;
     let default = Some(tokens::DEFAULT_MAX_TOKENS);
@@ -44,7 +49,7 @@ pub(crate) async fn completions(
         },
         false => Echo::No,
     };
-    let prompts = tokens::prompts(&app, fields.prompt, &ask, echo).await?;
+    let prompts = tokens::prompts(app, fields.prompt, &ask, echo).await?;
     let id = id::answer_id("cmpl", &arrival.headers, sampling.request_id.as_deref());
     let job = Job {
         ask,
@@ -62,11 +67,16 @@ pub(crate) async fn chat(
     request: Request,
 ) -> Result<Response, Rejection> {
     let arrival = Arrival::read(&app, request).await?;
+    let answered = converse(&app, &arrival).await;
+    answered.inspect_err(|_| arrival.let_go(&app))
+}
+
+async fn converse(app: &Arc<App>, arrival: &Arrival) -> Result<Response, Rejection> {
     let ChatCompletionRequest { fields, sampling } =
         ChatCompletionRequest::from_slice(&arrival.body)?;
     let ask = validate::chat(&fields, &sampling, app.rules(), id::random())?;
     let default = app.card.defaults.max_tokens;
-    let prompt = tokens::conversation(&app, &fields, &ask).await?;
+    let prompt = tokens::conversation(app, &fields, &ask).await?;
     let id = id::answer_id("chatcmpl", &arrival.headers, sampling.request_id.as_deref());
     let dialect = Dialect::Chat {
         echo: conversation::echoed_turn(&fields),
@@ -117,6 +127,25 @@ impl Arrival {
         (!value.trim().is_empty()).then_some(value)
     }
 
+    /// A request that is refused frees the KV that another server keeps for it, as far as it can be told what that is.
+    fn let_go(&self, app: &App) {
+        #[derive(serde::Deserialize)]
+        struct Keeps {
+            kv_transfer_params: KvTransferRequest,
+        }
+        let keeps = serde_json::from_slice(&self.body);
+        if let (
+            Some(client),
+            Ok(Keeps {
+                kv_transfer_params: KvTransferRequest::Consume(params),
+            }),
+        ) = (&app.kv_client, keeps)
+        {
+            // Holding a lease and letting it go releases it; one that cannot be held is none of ours.
+            drop(client.hold(&params));
+        }
+    }
+
     fn wants_early(&self) -> bool {
         self.headers.contains_key(early::WANTED)
     }
@@ -148,7 +177,7 @@ struct Job {
 }
 
 impl Job {
-    async fn run(self, app: Arc<App>, arrival: Arrival) -> Result<Response, Rejection> {
+    async fn run(self, app: &App, arrival: &Arrival) -> Result<Response, Rejection> {
         let n_sequences = self.prompts.len() * self.ask.n as usize;
         let limit = app.config.max_sequences_per_request;
         if n_sequences > limit {
@@ -156,13 +185,13 @@ impl Job {
                 format!("{n_sequences} sequences in one request; at most {limit} are allowed");
             return Err(ApiError::bad_request(message).into());
         }
-        let max_tokens = self.max_tokens(&app)?;
-        let handing = self.handing(&app, &arrival).await;
+        let max_tokens = self.max_tokens(app)?;
+        let handing = self.handing(app, arrival).await;
         let early = handing.early().filter(|_| arrival.wants_early());
-        let call = self.admit(&app, &max_tokens, handing, arrival.at)?;
-        let choices = self.choices(&app);
-        let answer = Answer::new(&app, self.ask, self.prompts, self.dialect, self.id);
-        let answered = answer.respond(call, choices, arrival.in_flight);
+        let call = self.admit(app, &max_tokens, handing, arrival.at)?;
+        let choices = self.choices(app);
+        let answer = Answer::new(app, self.ask, self.prompts, self.dialect, self.id);
+        let answered = answer.respond(call, choices, arrival.in_flight.clone());
         match early {
             Some(params) => early::respond(&params, answered),
             None => answered.await,

@@ -319,8 +319,7 @@ impl Peer {
             let mut state = self.state.lock();
             // An old failure says nothing about the next attempt.
             state.link = Link::Connecting;
-            // Releases alone are no reason to connect: those leases end by themselves.
-            if !state.is_over && !state.held.is_empty() {
+            if !state.is_over && !(state.held.is_empty() && state.to_release.is_empty()) {
                 return true;
             }
             let is_late = Instant::now() >= deadline;

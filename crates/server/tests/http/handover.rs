@@ -232,6 +232,30 @@ async fn a_prefill_that_is_given_up_is_computed_where_its_kv_was_awaited() {
 }
 
 #[tokio::test]
+async fn a_refused_request_frees_the_kv_that_was_kept_for_it() {
+    let fleet = Fleet::start().await;
+    for wrong in [
+        json!({"temperature": -1}),
+        json!({"n": 10_000}),
+        json!({"max_tokens": -5}),
+    ] {
+        let mut body = json!({"prompt": prompt(12), "max_tokens": 20, "temperature": 0});
+        let mut first = body.clone();
+        first["max_tokens"] = 1.into();
+        first["kv_transfer_params"] = json!({"do_remote_decode": true});
+        let prefilled = fleet.prefill.post(COMPLETIONS, first).await.json();
+        assert_eq!(fleet.prefill.metric("kvx_leases").await, 1.0);
+        body["kv_transfer_params"] = prefilled["kv_transfer_params"].clone();
+        let wrong = wrong.as_object().unwrap().clone();
+        body.as_object_mut().unwrap().extend(wrong);
+        let refused = fleet.decode.post(COMPLETIONS, body).await;
+        assert_eq!(refused.status, 400);
+        fleet.prefill.until("kvx_leases", |n| n == 0.0).await;
+    }
+    assert_eq!(fleet.prefill.metric("kvx_lease_expired_total").await, 0.0);
+}
+
+#[tokio::test]
 async fn streams_and_chats_are_handed_over_too() {
     let fleet = Fleet::start().await;
     let prefiller = fleet.prefill.addr.to_string();
