@@ -17,9 +17,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use baton_kv::{BlockId, Fingerprint, KvLayout, KvTransferParams, Kvx, UUID_LIMIT};
+use baton_kv::{BlockId, Fingerprint, KvLayout, KvTransferParams, Kvx, LeaseToken, UUID_LIMIT};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use crate::RejectCode;
 use crate::control::Terms;
 use crate::lease::{LeaseTable, LeaseTerms};
 use crate::secret::{Secret, fingerprint};
@@ -235,7 +236,21 @@ impl KvServer {
     pub fn release(&self, uuid: u64) -> bool {
         let ended = self.shared.leases.lock().consume(uuid);
         self.shared.leases_changed.notify_all();
+        self.shared.wake_sessions();
         ended
+    }
+
+    /// Ends a lease for whoever has the right to it.
+    ///
+    /// # Errors
+    /// [`RejectCode::BadToken`] for a token that is not the lease's, [`RejectCode::UnknownLease`] if it is gone.
+    pub fn revoke(&self, uuid: u64, token: &LeaseToken) -> Result<(), RejectCode> {
+        let terms = &self.shared.terms;
+        if !terms.secret.grants(&terms.claim(uuid), token) {
+            return Err(RejectCode::BadToken);
+        }
+        let was_there = self.release(uuid);
+        was_there.then_some(()).ok_or(RejectCode::UnknownLease)
     }
 
     /// Publishes nothing more from now on; leases that exist are still served.

@@ -5,12 +5,14 @@ use std::sync::atomic::Ordering;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
+use baton_kv::LeaseToken;
+use baton_kv_transfer::RejectCode;
 use baton_openai::{Model, ModelList};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use crate::app::App;
 use crate::rejection::{Rejection, json};
@@ -27,6 +29,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/completions", post(generate::completions))
         .route("/v1/chat/completions", post(generate::chat))
+        .route("/kv/v1/leases/{uuid}", delete(release))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .fallback(async || Rejection::NOT_FOUND)
@@ -88,6 +91,25 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
         Body::from(text),
     )
         .into_response()
+}
+
+/// `DELETE /kv/v1/leases/{uuid}`: a router whose request ended gives back the KV that was kept for it. The lease's token is
+/// the right to do so.
+async fn release(
+    State(app): State<Arc<App>>,
+    Path(uuid): Path<u64>,
+    headers: HeaderMap,
+) -> StatusCode {
+    let token = headers.get("x-kvx-token").and_then(|t| t.to_str().ok());
+    let token = token.and_then(LeaseToken::from_text);
+    let (Some(server), Some(token)) = (&app.kv_server, token) else {
+        return StatusCode::FORBIDDEN;
+    };
+    match server.revoke(uuid, &token) {
+        Ok(()) => StatusCode::NO_CONTENT,
+        Err(RejectCode::BadToken) => StatusCode::FORBIDDEN,
+        Err(_) => StatusCode::NOT_FOUND,
+    }
 }
 
 async fn models(State(app): State<Arc<App>>) -> Response {

@@ -319,7 +319,8 @@ impl Peer {
             let mut state = self.state.lock();
             // An old failure says nothing about the next attempt.
             state.link = Link::Connecting;
-            if !state.is_over && !(state.held.is_empty() && state.to_release.is_empty()) {
+            let is_needed = !state.held.is_empty() || !state.to_release.is_empty();
+            if is_needed && !state.is_over {
                 return true;
             }
             let is_late = Instant::now() >= deadline;

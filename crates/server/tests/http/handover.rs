@@ -256,6 +256,31 @@ async fn a_refused_request_frees_the_kv_that_was_kept_for_it() {
 }
 
 #[tokio::test]
+async fn a_router_gives_back_what_nobody_will_fetch() {
+    let prefill = Server::start(Setup::role(Role::Prefill)).await;
+    let body = json!({"prompt": prompt(12), "max_tokens": 1, "kv_transfer_params": {"do_remote_decode": true}});
+    let params = prefill.post(COMPLETIONS, body).await.json()["kv_transfer_params"].clone();
+    let (uuid, token) = (&params["uuid"], params["kvx"]["tok"].as_str().unwrap());
+    let delete = async |uuid: &str, token: &str| {
+        let path = format!("http://{}/kv/v1/leases/{uuid}", prefill.addr);
+        let request = http::Request::delete(path).header("x-kvx-token", token);
+        prefill
+            .send(request.body(Full::default()).unwrap())
+            .await
+            .status()
+    };
+    let uuid = uuid.to_string();
+    assert_eq!(delete(&uuid, "").await, 403);
+    assert_eq!(delete(&uuid, &token.replace(&token[..2], "__")).await, 403);
+    assert_eq!(delete("1", token).await, 403);
+    assert_eq!(delete("x", token).await, 400);
+    assert_eq!(prefill.metric("kvx_leases").await, 1.0);
+    assert_eq!(delete(&uuid, token).await, 204);
+    assert_eq!(delete(&uuid, token).await, 404);
+    assert_eq!(prefill.metric("kvx_leases").await, 0.0);
+}
+
+#[tokio::test]
 async fn streams_and_chats_are_handed_over_too() {
     let fleet = Fleet::start().await;
     let prefiller = fleet.prefill.addr.to_string();
