@@ -8,6 +8,7 @@ mod gateway;
 mod lifetime;
 mod model;
 mod serve;
+mod sidecar;
 mod up;
 
 use clap::Parser as _;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Command::Up(args) => up::command(args),
         Command::Serve(args) => serve::command(*args),
         Command::Gateway(args) => gateway::command(&args),
+        Command::Sidecar(args) => sidecar::command(*args),
         Command::Fetch(args) => fetch::command(&args),
         Command::Compile(args) => compile::command(&args),
     };

@@ -5,7 +5,7 @@
 //! transcripts` writes the latter; read the diff before it is committed.
 //!
 //! A server's block is one answer. Instead of a status line it may say `!refuse` (nobody listens), `!reset` (hang up
-//! without an answer), `!hang` (never answer); `!cut` as its last line hangs up in the middle of the body, `!hang` never ends it.
+//! without an answer), `!hang` (never answer), before it `!after decode` (once decode was asked); `!cut` as its last line hangs up in the middle of the body, `!hang` never ends it.
 
 use baton_sidecar::{Settings, bind, run};
 use clap::Parser;
@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 const SERVERS: [&str; 4] = ["prefill", "prefill2", "decode", "bootstrap"];
@@ -131,6 +132,10 @@ async fn request(stream: &mut TcpStream) -> Option<Vec<u8>> {
     }
 }
 
+type Answers = Arc<Mutex<VecDeque<String>>>;
+/// The servers that were asked, in order.
+type Asked = Arc<watch::Sender<Vec<&'static str>>>;
+
 /// A server that gives its answers in order, and what it was asked.
 struct Server {
     name: &'static str,
@@ -139,7 +144,7 @@ struct Server {
 }
 
 impl Server {
-    async fn start(name: &'static str, answers: Vec<String>) -> Self {
+    async fn start(name: &'static str, answers: Vec<String>, asked: &Asked) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let seen = Arc::default();
@@ -152,10 +157,11 @@ impl Server {
             return server;
         }
         let answers = Arc::new(Mutex::new(VecDeque::from(answers)));
-        let seen = server.seen.clone();
+        let (seen, asked) = (server.seen.clone(), asked.clone());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, answers.clone(), seen.clone()));
+                let script = (answers.clone(), seen.clone());
+                tokio::spawn(serve(stream, name, script, asked.clone()));
             }
         });
         server
@@ -164,13 +170,26 @@ impl Server {
 
 async fn serve(
     mut stream: TcpStream,
-    answers: Arc<Mutex<VecDeque<String>>>,
-    seen: Arc<Mutex<Vec<String>>>,
+    name: &'static str,
+    (answers, seen): (Answers, Arc<Mutex<Vec<String>>>),
+    asked: Asked,
 ) {
     while let Some(raw) = request(&mut stream).await {
         seen.lock().unwrap().push(readable(&raw));
+        asked.send_modify(|names| names.push(name));
         let answer = answers.lock().unwrap().pop_front();
-        let answer = answer.unwrap_or_else(|| "HTTP/1.1 599 Unscripted\n".to_owned());
+        let mut answer = answer.unwrap_or_else(|| "HTTP/1.1 599 Unscripted\n".to_owned());
+        if let Some((other, rest)) = answer
+            .strip_prefix("!after ")
+            .and_then(|a| a.split_once('\n'))
+        {
+            let mut asked = asked.subscribe();
+            asked
+                .wait_for(|names| names.contains(&other))
+                .await
+                .unwrap();
+            answer = rest.to_owned();
+        }
         match answer.trim() {
             "!reset" => return,
             "!hang" => std::future::pending().await,
@@ -206,6 +225,7 @@ fn normal(mut text: String, servers: &[Server]) -> String {
         let word = rest
             .find(|c: char| !(c.is_ascii_hexdigit() || c == '-'))
             .unwrap_or(rest.len());
+        let word = if rest.starts_with('-') { 1 } else { word };
         let (head, tail) = rest.split_at(word.max(1));
         let is_uuid =
             head.len() == 36 && head.as_bytes()[14] == b'4' && head.matches('-').count() == 4;
@@ -244,8 +264,9 @@ async fn play(script: &str) -> String {
             .collect()
     };
     let mut servers = Vec::new();
+    let asked = Asked::default();
     for name in SERVERS {
-        servers.push(Server::start(name, all(name)).await);
+        servers.push(Server::start(name, all(name), &asked).await);
     }
     let addressed = |mut text: String| {
         for server in &servers {
