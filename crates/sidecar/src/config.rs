@@ -123,24 +123,7 @@ impl Settings {
         let mut warnings = self.outdated();
         let connector = self.connector()?;
         self.refuse_unsupported()?;
-        let ranks = at_least_one("data-parallel-size", self.data_parallel_size.unwrap_or(1))?;
-        let decode_port = self.model_server_port.or(self.vllm_port).unwrap_or(8200);
-        let port = self.port.unwrap_or(8000);
-        let p2p_port = at_least_one(
-            "p2p-connector-port",
-            self.p2p_connector_port.unwrap_or(7777),
-        )?;
-        let bases = [
-            ("port", port),
-            ("model-server-port", decode_port),
-            ("p2p-connector-port", p2p_port),
-        ];
-        for (flag, base) in bases {
-            if base.checked_add(ranks - 1).is_none() {
-                return Err(range(flag, base, "every rank needs a port below 65536"));
-            }
-        }
-        at_least_one("model-server-port", decode_port)?;
+        let (ranks, decode_port, p2p_port) = self.ranks()?;
         let p2p_pull = self.enable_p2p_pull.unwrap_or(false);
         if p2p_pull && connector != Connector::Nixlv2 {
             let with = self.kv_connector.as_deref().unwrap_or_default();
@@ -156,7 +139,7 @@ impl Settings {
         let timeout = duration("prefill-timeout", self.prefill_timeout.as_deref(), "0")?;
         let config = Config {
             host: self.host,
-            port,
+            port: self.port.unwrap_or(8000),
             ranks,
             metrics_port: self.metrics_port.filter(|&port| port != 0),
             serve_tls: self.serve_tls()?,
@@ -239,12 +222,33 @@ impl Settings {
         Connector::named(name).ok_or_else(unsupported)
     }
 
+    /// How many ranks there are, the decode server's first port, and the first that is pulled from.
+    fn ranks(&self) -> Result<(u16, u16, u16), ConfigError> {
+        let ranks = at_least_one("data-parallel-size", self.data_parallel_size.unwrap_or(1))?;
+        let decode_port = self.model_server_port.or(self.vllm_port).unwrap_or(8200);
+        at_least_one("model-server-port", decode_port)?;
+        let p2p_port = at_least_one(
+            "p2p-connector-port",
+            self.p2p_connector_port.unwrap_or(7777),
+        )?;
+        for (flag, base) in [
+            ("port", self.port.unwrap_or(8000)),
+            ("model-server-port", decode_port),
+            ("p2p-connector-port", p2p_port),
+        ] {
+            if base.checked_add(ranks - 1).is_none() {
+                return Err(range(flag, &base, "every rank needs a port below 65536"));
+            }
+        }
+        Ok((ranks, decode_port, p2p_port))
+    }
+
     fn refuse_unsupported(&self) -> Result<(), ConfigError> {
         match (&self.ec_connector, self.decode_chunk_size) {
             (Some(name), _) if !name.is_empty() => {
                 Err(unsupported("ec-connector", name, &["none"]))
             }
-            (_, Some(n)) if n < 0 => Err(range("decode-chunk-size", n, "0 or more")),
+            (_, Some(n)) if n < 0 => Err(range("decode-chunk-size", &n, "0 or more")),
             (_, Some(n)) if n > 0 => Err(unsupported("decode-chunk-size", &n.to_string(), &["0"])),
             _ => Ok(()),
         }
@@ -260,7 +264,7 @@ impl Settings {
         if retries > 0 && pause.is_zero() {
             return Err(range(
                 "prefill-retry-backoff",
-                "0",
+                &"0",
                 "more than 0 if there are retries",
             ));
         }
@@ -282,12 +286,6 @@ impl Settings {
     fn serve_tls(&self) -> Result<Option<Certificate>, ConfigError> {
         if !self.secure_proxy.unwrap_or(true) {
             return Ok(None);
-        }
-        if cfg!(not(feature = "tls")) {
-            return Err(ConfigError::Needs(
-                "secure-proxy",
-                "a build with the feature tls",
-            ));
         }
         let folder = self.cert_path.clone().filter(|p| !p.as_os_str().is_empty());
         Ok(Some(
@@ -321,12 +319,6 @@ impl Settings {
             (true, false) => StageTls::Verified,
             (true, true) => StageTls::Unverified,
         };
-        if tls != StageTls::Plain && cfg!(not(feature = "tls")) {
-            return Err(ConfigError::Needs(
-                "enable-tls",
-                "a build with the feature tls",
-            ));
-        }
         Ok(tls)
     }
 
@@ -360,7 +352,7 @@ fn unsupported(flag: &'static str, value: &str, supported: &[&str]) -> ConfigErr
     }
 }
 
-fn range(flag: &'static str, value: impl ToString, range: &'static str) -> ConfigError {
+fn range(flag: &'static str, value: &dyn ToString, range: &'static str) -> ConfigError {
     ConfigError::Range {
         flag,
         value: value.to_string(),
@@ -370,7 +362,7 @@ fn range(flag: &'static str, value: impl ToString, range: &'static str) -> Confi
 
 fn at_least_one(flag: &'static str, value: u16) -> Result<u16, ConfigError> {
     match value {
-        0 => Err(range(flag, value, "1 to 65535")),
+        0 => Err(range(flag, &value, "1 to 65535")),
         _ => Ok(value),
     }
 }

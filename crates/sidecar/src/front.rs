@@ -8,7 +8,7 @@ use crate::dispatch::{Choosing, Plan, Prefill, Steering};
 use crate::edit::Object;
 use crate::engines::Engines;
 use crate::foreign;
-use crate::legs::{Head, Payload, Stage, StageError};
+use crate::legs::{Head, Payload, Stage};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::release::Releases;
@@ -16,7 +16,7 @@ use crate::route::{self, Route};
 use crate::target::Target;
 use crate::usage::{Patch, Patched, StreamPatch, WholePatch};
 use baton_http::{
-    Budget, Charge, ClientError, Peer, Pieces, REQUEST_ID, request_id, strip_hop_by_hop,
+    Budget, Charge, ClientError, Peer, Pieces, REQUEST_ID, TlsError, request_id, strip_hop_by_hop,
 };
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
@@ -53,7 +53,7 @@ pub enum StartError {
     Allow(#[from] AllowError),
     /// TLS towards servers.
     #[error(transparent)]
-    Stage(#[from] StageError),
+    Tls(#[from] TlsError),
     /// Not an address.
     #[error("no address for the decode server")]
     Address,

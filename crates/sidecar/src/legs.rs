@@ -4,7 +4,9 @@ use crate::answer::{self, Prefilled};
 use crate::config::{Config, StageTls};
 use crate::fallback::Failure;
 use crate::target::Target;
-use baton_http::{BodyError, Client, ClientConfig, ClientError, Pieces, collect};
+use baton_http::{
+    BodyError, Client, ClientConfig, ClientError, ClientTls, Pieces, TlsError, Trust, collect,
+};
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH};
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -83,13 +85,8 @@ pub(crate) struct Stage {
     scheme: Scheme,
 }
 
-/// A stage cannot be spoken to as configured.
-#[derive(Debug, thiserror::Error)]
-#[error("TLS: {0}")]
-pub struct StageError(String);
-
 impl Stage {
-    pub(crate) fn new(tls: StageTls, config: &Config) -> Result<Self, StageError> {
+    pub(crate) fn new(tls: StageTls, config: &Config) -> Result<Self, TlsError> {
         let client = ClientConfig {
             connect_timeout: CONNECT,
             max_idle_per_host: config.max_idle,
@@ -127,20 +124,13 @@ impl Stage {
     }
 }
 
-#[cfg(feature = "tls")]
-fn over_tls(tls: StageTls, config: &ClientConfig) -> Result<Client<Payload>, StageError> {
-    use baton_http::{ClientTls, Trust};
+fn over_tls(tls: StageTls, config: &ClientConfig) -> Result<Client<Payload>, TlsError> {
     let trust = match tls {
         StageTls::Unverified => Trust::Anyone,
         StageTls::Verified | StageTls::Plain => Trust::System,
     };
-    let tls = ClientTls::new(&trust).map_err(|e| StageError(e.to_string()))?;
+    let tls = ClientTls::new(&trust)?;
     Ok(Client::with_tls(config, tls))
-}
-
-#[cfg(not(feature = "tls"))]
-fn over_tls(_: StageTls, _: &ClientConfig) -> Result<Client<Payload>, StageError> {
-    Err(StageError("this build has no TLS".to_owned()))
 }
 
 /// What is made of prefill's answer.
@@ -195,7 +185,7 @@ pub(crate) async fn prefill(
     };
     let answer = collect(response.into_body(), limit)
         .await
-        .map_err(broke_off)?;
+        .map_err(|e| broke_off(&e))?;
     let read = answer::read(answer).map_err(|_| Failure::Malformed)?;
     Ok(Some(read))
 }
@@ -214,11 +204,11 @@ async fn refused(response: Response<Incoming>, status: StatusCode) -> Failed {
                 said: Some(Response::from_parts(parts, body)),
             }
         }
-        Err(error) => broke_off(error).into(),
+        Err(error) => broke_off(&error).into(),
     }
 }
 
-fn broke_off(error: BodyError) -> Failure {
+fn broke_off(error: &BodyError) -> Failure {
     tracing::debug!(%error, "prefill's answer broke off");
     Failure::BrokeOff
 }

@@ -39,6 +39,5 @@ pub use config::{Certificate, Config, ConfigError, Resolved};
 pub use connector::Connector;
 pub use fallback::Fallback;
 pub use front::StartError;
-pub use legs::StageError;
 pub use listen::{Bound, ListenError, bind, run};
 pub use settings::{Ignored, Settings};

@@ -2,7 +2,7 @@
 
 use crate::config::{Certificate, Config};
 use crate::front::{Sidecar, StartError};
-use baton_http::ServeConfig;
+use baton_http::{Identity, ServeConfig};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response, StatusCode};
@@ -56,11 +56,6 @@ pub struct Bound {
     metrics: Option<TcpListener>,
     identity: Option<Identity>,
 }
-
-#[cfg(feature = "tls")]
-type Identity = baton_http::Identity;
-#[cfg(not(feature = "tls"))]
-type Identity = std::convert::Infallible;
 
 impl Bound {
     /// Where rank 0 is served.
@@ -170,13 +165,10 @@ pub async fn run(bound: Bound, shutdown: CancellationToken) {
 }
 
 fn serve_config(config: &Config, identity: Option<Identity>) -> ServeConfig {
-    #[cfg(not(feature = "tls"))]
-    let _ = identity;
     ServeConfig {
         head_timeout: IDLE,
         max_head_bytes: MAX_HEAD,
         grace: config.grace,
-        #[cfg(feature = "tls")]
         tls: identity,
         ..ServeConfig::default()
     }
@@ -194,7 +186,6 @@ fn metrics_answer(sidecar: &Sidecar, req: &Request<Incoming>) -> Response<Full<B
     response
 }
 
-#[cfg(feature = "tls")]
 fn identity(certificate: &Certificate) -> Result<Identity, ListenError> {
     let (folder, made) = match certificate {
         Certificate::SelfSigned => (None, Identity::self_signed()),
@@ -212,19 +203,9 @@ fn identity(certificate: &Certificate) -> Result<Identity, ListenError> {
     })
 }
 
-#[cfg(not(feature = "tls"))]
-fn identity(_: &Certificate) -> Result<Identity, ListenError> {
-    Err(ListenError::Certificate {
-        folder: None,
-        reason: "this build has no TLS".to_owned(),
-    })
-}
-
 /// How often the certificate is looked at.
-#[cfg(feature = "tls")]
 const CERTIFICATE_PERIOD: Duration = Duration::from_secs(5);
 
-#[cfg(feature = "tls")]
 fn read_pair(folder: &std::path::Path) -> std::io::Result<(Vec<u8>, Vec<u8>)> {
     Ok((
         std::fs::read(folder.join("tls.crt"))?,
@@ -233,7 +214,6 @@ fn read_pair(folder: &std::path::Path) -> std::io::Result<(Vec<u8>, Vec<u8>)> {
 }
 
 /// New connections see what lies in `folder` now; what makes no sense leaves the certificate as it was.
-#[cfg(feature = "tls")]
 async fn follow_certificate(identity: Identity, folder: PathBuf) {
     let mut seen = None;
     loop {
@@ -249,9 +229,4 @@ async fn follow_certificate(identity: Identity, folder: PathBuf) {
         }
         tokio::time::sleep(CERTIFICATE_PERIOD).await;
     }
-}
-
-#[cfg(not(feature = "tls"))]
-async fn follow_certificate(identity: Identity, _: PathBuf) {
-    match identity {}
 }

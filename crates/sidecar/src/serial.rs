@@ -21,12 +21,6 @@ const MAX_BEGINNING: usize = 1 << 20;
 /// Where the time for prefill ends, if it does.
 pub(crate) type Deadline = Option<tokio::time::Instant>;
 
-/// Decode's answer, unless it declines.
-enum Tried {
-    Answered(Response<Answer>),
-    Declined,
-}
-
 impl Sidecar {
     /// Asks `targets` for the prompt, one after another if need be, and then decode.
     pub(crate) async fn one_after_the_other(
@@ -38,7 +32,7 @@ impl Sidecar {
         let store = self.config.connector == Connector::SharedStorage;
         if store
             && shared_storage::tries_decode_first(&journey.body)
-            && let Tried::Answered(answer) = self.try_decode(journey).await?
+            && let Some(answer) = self.try_decode(journey).await?
         {
             return Ok(answer);
         }
@@ -162,37 +156,29 @@ impl Sidecar {
         Ok(counted(response, journey.route, prefilled.cached))
     }
 
-    /// Asks decode whether enough of the prompt is in the store.
-    async fn try_decode(&self, journey: &Journey) -> Result<Tried, Refusal> {
+    /// Asks decode, which declines with nothing if too little of the prompt is in the store.
+    async fn try_decode(&self, journey: &Journey) -> Result<Option<Response<Answer>>, Refusal> {
         let response = self
             .decode(journey, journey.body.text().clone().into())
             .await?;
         if !response.status().is_success() {
-            return Ok(Tried::Answered(passed(response)));
+            return Ok(Some(passed(response)));
         }
         let kind = response.headers().get(CONTENT_TYPE);
         let streams = kind.is_some_and(|k| k.as_bytes().starts_with(b"text/event-stream"));
         let (parts, mut body) = response.into_parts();
         if streams {
             let begun = beginning(&mut body).await?;
-            let declined = shared_storage::declines(&begun.clone().into_bytes());
+            let declines = shared_storage::declines(&begun.clone().into_bytes());
             let answer = Response::from_parts(parts, Answer::behind(begun, body));
-            return Ok(if declined {
-                Tried::Declined
-            } else {
-                Tried::Answered(answer)
-            });
+            return Ok(Some(answer).filter(|_| !declines));
         }
         let whole = collect(body, self.config.max_body)
             .await
             .map_err(|_| Refusal::DecodeFailed)?;
-        if shared_storage::declines(&whole) {
-            return Ok(Tried::Declined);
-        }
-        Ok(Tried::Answered(Response::from_parts(
-            parts,
-            Answer::whole(whole.into()),
-        )))
+        let declines = shared_storage::declines(&whole);
+        let answer = Response::from_parts(parts, Answer::whole(whole.into()));
+        Ok(Some(answer).filter(|_| !declines))
     }
 }
 

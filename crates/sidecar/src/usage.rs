@@ -30,7 +30,7 @@ impl Patch {
     pub(crate) fn push(&mut self, data: Bytes) -> Pieces {
         match self {
             Self::Stream(patch) => patch.push(data),
-            Self::Whole(patch) => patch.push(data),
+            Self::Whole(patch) => patch.push(&data),
         }
     }
 
@@ -209,7 +209,7 @@ impl WholePatch {
         }
     }
 
-    fn push(&mut self, data: Bytes) -> Pieces {
+    fn push(&mut self, data: &Bytes) -> Pieces {
         let mut out = Pieces::default();
         let mut copied = 0;
         for (at, &byte) in data.iter().enumerate() {

@@ -6,11 +6,13 @@
 //!
 //! A server's block is one answer. Instead of a status line it may say `!refuse` (nobody listens), `!reset` (hang up
 //! without an answer), `!hang` (never answer), before it `!after decode` (once decode was asked); `!cut` as its last line hangs up in the middle of the body, `!hang` never ends it.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use baton_sidecar::{Settings, bind, run};
 use clap::Parser;
 use std::collections::VecDeque;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -144,6 +146,10 @@ struct Server {
 }
 
 impl Server {
+    fn port(&self) -> &str {
+        self.address.rsplit_once(':').unwrap().1
+    }
+
     async fn start(name: &'static str, answers: Vec<String>, asked: &Asked) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -213,7 +219,7 @@ async fn serve(
 fn normal(mut text: String, servers: &[Server]) -> String {
     for server in servers {
         text = text.replace(&server.address, &server.name.to_uppercase());
-        let port = server.address.rsplit_once(':').unwrap().1;
+        let port = server.port();
         text = text.replace(
             &format!("_port\":{port}"),
             &format!("_port\":{}-PORT", server.name.to_uppercase()),
@@ -241,72 +247,76 @@ fn normal(mut text: String, servers: &[Server]) -> String {
     }
     match out.split_once("\"bootstrap_room\":") {
         None => out,
-        Some(_) => {
-            let parts: Vec<&str> = out.split("\"bootstrap_room\":").collect();
-            let mut joined = parts[0].to_owned();
-            for part in &parts[1..] {
-                joined.push_str("\"bootstrap_room\":ROOM");
-                joined.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit()));
-            }
-            joined
+        Some((before, after)) => {
+            let after = after.trim_start_matches(|c: char| c.is_ascii_digit());
+            // Rooms differ in length.
+            let lines = before
+                .split_inclusive('\n')
+                .map(|line| match line.split_once(": ") {
+                    Some(("content-length", _)) => "content-length: N\n",
+                    _ => line,
+                });
+            format!(
+                "{}\"bootstrap_room\":ROOM{after}",
+                lines.collect::<String>()
+            )
         }
     }
+}
+
+/// All blocks of a script called `name`.
+fn named(blocks: &[(String, String)], name: &str) -> Vec<String> {
+    let of = blocks.iter().filter(|(n, _)| n == name);
+    of.map(|(_, block)| block.clone()).collect()
+}
+
+/// `text` with names of servers replaced by their addresses.
+fn addressed(mut text: String, servers: &[Server]) -> String {
+    for server in servers {
+        let port = format!("{}-PORT", server.name.to_uppercase());
+        text = text.replace(&port, server.port());
+    }
+    // The longer name first.
+    for server in servers.iter().rev() {
+        text = text.replace(&server.name.to_uppercase(), &server.address);
+    }
+    text
+}
+
+/// Sends a client's block and reads what comes until the connection ends.
+async fn converse(to: SocketAddr, client: &str) -> String {
+    let client = client.replacen("\n\n", "\nconnection: close\n\n", 1);
+    let mut stream = TcpStream::connect(to).await.unwrap();
+    stream.write_all(&message(&client, 0)).await.unwrap();
+    let mut raw = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut raw)).await;
+    // A reset is an end like any other.
+    let _ = ended.expect("the client got an answer");
+    readable(&raw)
 }
 
 /// Plays the script and returns the whole file as it should be.
 async fn play(script: &str) -> String {
     let blocks = blocks(script);
-    let all = |name: &str| -> Vec<String> {
-        blocks
-            .iter()
-            .filter(|(n, _)| n == name)
-            .map(|(_, b)| b.clone())
-            .collect()
-    };
     let mut servers = Vec::new();
     let asked = Asked::default();
     for name in SERVERS {
-        servers.push(Server::start(name, all(name), &asked).await);
+        servers.push(Server::start(name, named(&blocks, name), &asked).await);
     }
-    let addressed = |mut text: String| {
-        for server in &servers {
-            let name = server.name.to_uppercase();
-            text = text.replace(
-                &format!("{name}-PORT"),
-                server.address.rsplit_once(':').unwrap().1,
-            );
-        }
-        // The longer name first.
-        for server in servers.iter().rev() {
-            text = text.replace(&server.name.to_uppercase(), &server.address);
-        }
-        text
-    };
-    let decode = servers[2].address.rsplit_once(':').unwrap().1.to_owned();
-    let mut flags = addressed(all("flags").concat());
-    write!(
-        flags,
-        " --host=127.0.0.1 --port=0 --secure-proxy=false --model-server-port={decode}"
-    )
-    .unwrap();
-    let settings = Line::try_parse_from(flags.split_whitespace())
-        .unwrap()
-        .settings;
-    let bound = bind(settings.resolve().unwrap().config).await.unwrap();
+    let flags = addressed(named(&blocks, "flags").concat(), &servers);
+    let decode = servers[2].port();
+    let flags = format!(
+        "{flags} --host=127.0.0.1 --port=0 --secure-proxy=false --model-server-port={decode}"
+    );
+    let line = Line::try_parse_from(flags.split_whitespace()).unwrap();
+    let config = line.settings.resolve().unwrap().config;
+    let bound = bind(config).await.unwrap();
     let address = bound.address().unwrap();
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(run(bound, shutdown.clone()));
     let mut answers = Vec::new();
-    for client in all("client") {
-        let client = addressed(client).replacen("\n\n", "\nconnection: close\n\n", 1);
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(&message(&client, 0)).await.unwrap();
-        let mut raw = Vec::new();
-        let ended =
-            tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut raw)).await;
-        // A reset is an end like any other.
-        let _ = ended.expect("the client got an answer");
-        answers.push(readable(&raw));
+    for client in named(&blocks, "client") {
+        answers.push(converse(address, &addressed(client, &servers)).await);
     }
     shutdown.cancel();
     running.await.unwrap();
@@ -314,17 +324,11 @@ async fn play(script: &str) -> String {
     let mut out = format!("{script}\n");
     for server in &servers {
         for seen in server.seen.lock().unwrap().iter() {
-            write!(
-                out,
-                "<<< {}\n{}",
-                server.name,
-                normal(seen.clone(), &servers)
-            )
-            .unwrap();
+            out += &format!("<<< {}\n{}", server.name, normal(seen.clone(), &servers));
         }
     }
     for answer in answers {
-        write!(out, "<<< client\n{}", normal(answer, &servers)).unwrap();
+        out += &format!("<<< client\n{}", normal(answer, &servers));
     }
     out
 }
