@@ -2,7 +2,7 @@
 
 use crate::cli::Sidecar;
 use crate::lifetime::{ParentWatch, shutdown_token};
-use crate::{Failure, say_ready};
+use crate::{Failure, say_ready_over};
 use anyhow::Context as _;
 use baton_sidecar::{Config, ListenError, Resolved, Settings};
 
@@ -56,7 +56,8 @@ async fn serve(config: Config, watch: ParentWatch) -> Result<(), Failure> {
     let address = bound
         .address()
         .map_err(|e| Failure::Unavailable(e.into()))?;
-    say_ready("sidecar", address);
+    let scheme = if bound.is_tls() { "https" } else { "http" };
+    say_ready_over(scheme, "sidecar", address);
     baton_sidecar::run(bound, shutdown).await;
     Ok(())
 }
