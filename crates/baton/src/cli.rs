@@ -1,5 +1,6 @@
 //! The command line: every subcommand, flag and default in one place.
 
+use baton_sidecar::{Ignored, Settings};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -31,6 +32,8 @@ pub(crate) enum Command {
     Serve(Box<Serve>),
     /// The OpenAI front door with the scheduler inside.
     Gateway(Gateway),
+    /// The routing proxy beside a vLLM or SGLang decode server, with llm-d's flags.
+    Sidecar(Box<Sidecar>),
     /// Brings a model (smollm2) or a device plugin (cpu, tpu); prints where it lies.
     Fetch(Fetch),
     /// Compiles every program of a model for a device that is not here; prints memory and flops.
@@ -164,6 +167,23 @@ pub(crate) struct Gateway {
     /// JSON file with the address, the endpoints and the thresholds.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// End when standard input is closed.
+    #[arg(long, hide = true)]
+    pub exit_with_parent: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Sidecar {
+    /// Settings as YAML; keys are the flags' names.
+    #[arg(long, value_name = "YAML", conflicts_with = "configuration_file")]
+    pub configuration: Option<String>,
+    /// A file of settings as YAML.
+    #[arg(long, value_name = "FILE")]
+    pub configuration_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub settings: Settings,
+    #[command(flatten)]
+    pub ignored: Ignored,
     /// End when standard input is closed.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,

@@ -8,6 +8,7 @@ mod gateway;
 mod lifetime;
 mod model;
 mod serve;
+mod sidecar;
 mod up;
 
 use clap::Parser as _;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Command::Up(args) => up::command(args),
         Command::Serve(args) => serve::command(*args),
         Command::Gateway(args) => gateway::command(&args),
+        Command::Sidecar(args) => sidecar::command(*args),
         Command::Fetch(args) => fetch::command(&args),
         Command::Compile(args) => compile::command(&args),
     };
@@ -86,13 +88,18 @@ fn start_logging(format: LogFormat) {
 }
 
 /// Prints the one line by which others learn that a server is ready, and where.
+pub(crate) fn say_ready(what: &str, address: std::net::SocketAddr) {
+    say_ready_over("http", what, address);
+}
+
+/// As [`say_ready`], for a server that may speak TLS.
 #[expect(
     clippy::print_stdout,
     reason = "the ready line is read by the process that started this one"
 )]
-pub(crate) fn say_ready(what: &str, address: std::net::SocketAddr) {
+pub(crate) fn say_ready_over(scheme: &str, what: &str, address: std::net::SocketAddr) {
     use std::io::Write as _;
-    println!("baton {what} ready on http://{address}");
+    println!("baton {what} ready on {scheme}://{address}");
     // A closed pipe only means that nobody waits for the line.
     let _ = std::io::stdout().flush();
 }

@@ -7,9 +7,9 @@ use crate::facts::{self, Facts};
 use crate::forward::{Guard, Journey, forward};
 use crate::metrics::{Metrics, Timer};
 use crate::models;
-use crate::outgoing::{Outgoing, REQUEST_ID, forwardable, request_id};
+use crate::outgoing::{Outgoing, forwardable};
 use crate::refusal::{Refusal, json};
-use baton_http::{BodyError, Client, collect_charged};
+use baton_http::{BodyError, Budget, Client, REQUEST_ID, ReadError, request_id};
 use baton_openai::{ApiError, ErrorKind};
 use baton_scheduler::Health;
 use bytes::Bytes;
@@ -19,14 +19,11 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use std::sync::Arc;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
 /// A whole answer, or one that streams.
 pub(crate) type ResponseBody = Either<Full<Bytes>, Events<Incoming, Guard>>;
-
-/// Bytes that one permit of the budget for request bodies stands for.
-const BUDGET_UNIT: usize = 1024;
 
 /// Everything that answers requests.
 #[derive(Debug)]
@@ -36,7 +33,7 @@ pub(crate) struct Gateway {
     pub(crate) metrics: Metrics,
     pub(crate) limits: Limits,
     places: Arc<Semaphore>,
-    body_budget: Semaphore,
+    body_budget: Budget,
 }
 
 const VERSION: &str = concat!("{\"version\":\"", env!("CARGO_PKG_VERSION"), "\"}");
@@ -54,13 +51,14 @@ enum Target {
 impl Gateway {
     pub(crate) fn new(config: &GatewayConfig) -> Result<Self, ConfigError> {
         let limits = config.limits.clone();
-        let permits = |n: usize| n.min(Semaphore::MAX_PERMITS);
         Ok(Self {
             desk: Arc::new(Desk::new(config)?),
             client: Client::default(),
             metrics: Metrics::new(),
-            places: Arc::new(Semaphore::new(permits(limits.max_in_flight))),
-            body_budget: Semaphore::new(permits(limits.max_buffered_bytes.div_ceil(BUDGET_UNIT))),
+            places: Arc::new(Semaphore::new(
+                limits.max_in_flight.min(Semaphore::MAX_PERMITS),
+            )),
+            body_budget: Budget::new(limits.max_buffered_bytes),
             limits,
         })
     }
@@ -132,13 +130,13 @@ impl Gateway {
         timer: Timer,
     ) -> Result<Response<ResponseBody>, Refusal> {
         let (mut outgoing, body) = split(req, id);
-        let mut charged = self
-            .body_budget
-            .try_acquire_many(0)
-            .map_err(|_| Refusal::Full)?;
-        let body = match outgoing.method {
-            Method::POST => self.read(body, &mut charged).await?,
-            _ => Bytes::new(),
+        let (body, _charge) = match outgoing.method {
+            Method::POST => {
+                let limit = self.limits.max_request_bytes;
+                let (body, charge) = self.body_budget.read(body, limit).await?;
+                (body, Some(charge))
+            }
+            _ => (Bytes::new(), None),
         };
         // Only now: a client that is slow to send takes nobody's place.
         let place = self
@@ -161,27 +159,6 @@ impl Gateway {
             &facts,
         )
         .await
-    }
-
-    /// Reads a request's body; what it takes of the budget is added to `charged`.
-    async fn read<'a>(
-        &'a self,
-        body: Incoming,
-        charged: &mut SemaphorePermit<'a>,
-    ) -> Result<Bytes, Refusal> {
-        let mut owed = 0;
-        let charge = |n: usize| {
-            owed += n;
-            let units = u32::try_from(owed / BUDGET_UNIT).unwrap_or(u32::MAX);
-            owed %= BUDGET_UNIT;
-            charged.merge(
-                self.body_budget
-                    .try_acquire_many(units)
-                    .map_err(|_| Refusal::Full)?,
-            );
-            Ok(())
-        };
-        collect_charged(body, self.limits.max_request_bytes, charge).await
     }
 }
 
@@ -227,11 +204,12 @@ fn split(req: Request<Incoming>, id: &HeaderValue) -> (Outgoing, Incoming) {
     )
 }
 
-impl From<BodyError> for Refusal {
-    fn from(error: BodyError) -> Self {
+impl From<ReadError> for Refusal {
+    fn from(error: ReadError) -> Self {
         let kind = match error {
-            BodyError::TooLarge { .. } => ErrorKind::PayloadTooLarge,
-            BodyError::Stalled | BodyError::Broken(_) => ErrorKind::BadRequest,
+            ReadError::Full => return Self::Full,
+            ReadError::Body(BodyError::TooLarge { .. }) => ErrorKind::PayloadTooLarge,
+            ReadError::Body(BodyError::Stalled | BodyError::Broken(_)) => ErrorKind::BadRequest,
         };
         Self::Api(ApiError::new(kind, error.to_string()))
     }

@@ -1,6 +1,6 @@
 //! What is sent to a server: the client's headers without those that are not the client's to set, and ours.
 
-use baton_http::strip_hop_by_hop;
+use baton_http::{REQUEST_ID, strip_hop_by_hop};
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, EXPECT, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -9,9 +9,6 @@ use http_body_util::Full;
 
 /// Where the decode server gets the prompt's KV: `host:port` of the prefill server's API.
 const PREFILLER: HeaderName = HeaderName::from_static("x-prefiller-host-port");
-
-/// Names a request in logs and answers.
-pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Headers with which servers are steered. A client that could set one could have a server connect to any address.
 const STEERING: [&str; 6] = [
@@ -23,9 +20,6 @@ const STEERING: [&str; 6] = [
     "x-kv-cache-source-host-port",
 ];
 const STEERING_PREFIX: &str = "x-gateway-destination-endpoint";
-
-/// Longest request id taken from a client.
-const MAX_REQUEST_ID: usize = 128;
 
 /// The part of a request that is the same whichever server it goes to.
 #[derive(Clone, Debug)]
@@ -83,26 +77,6 @@ fn steers(name: &HeaderName) -> bool {
     STEERING.contains(&name.as_str()) || name.as_str().starts_with(STEERING_PREFIX)
 }
 
-/// The client's request id, if it is a sensible one, else a fresh one.
-pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
-    let sensible = |v: &&HeaderValue| {
-        !v.is_empty() && v.len() <= MAX_REQUEST_ID && v.as_bytes().iter().all(u8::is_ascii_graphic)
-    };
-    headers
-        .get(REQUEST_ID)
-        .filter(sensible)
-        .cloned()
-        .unwrap_or_else(fresh_request_id)
-}
-
-fn fresh_request_id() -> HeaderValue {
-    // Without randomness an id that is not unique is better than no answer.
-    let mut bytes = [0u8; 16];
-    let _ = getrandom::fill(&mut bytes);
-    let id = format!("{:032x}", u128::from_be_bytes(bytes));
-    HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("0"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,19 +123,5 @@ mod tests {
             .unwrap();
         assert_eq!(request.uri(), "http://d:1/v1/completions?a=b");
         assert_eq!(request.headers()[PREFILLER], "[::1]:9");
-    }
-
-    #[test]
-    fn a_request_id_is_kept_if_it_is_sensible() {
-        let with = |id: &[u8]| {
-            let mut headers = HeaderMap::new();
-            headers.insert(REQUEST_ID, HeaderValue::from_bytes(id).unwrap());
-            request_id(&headers)
-        };
-        assert_eq!(with(b"abc-1"), "abc-1");
-        for id in [&b""[..], b"a b", b"\xff", &[b'a'; 129]] {
-            assert_eq!(with(id).len(), 32);
-        }
-        assert_ne!(request_id(&HeaderMap::new()), request_id(&HeaderMap::new()));
     }
 }

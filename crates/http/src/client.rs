@@ -3,6 +3,7 @@
 use crate::body::{BodyError, collect};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
+use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{self, connect::HttpConnector};
@@ -42,20 +43,52 @@ pub enum ClientError {
     Sent(#[source] legacy::Error),
 }
 
+#[cfg(not(feature = "tls"))]
+type Connector = HttpConnector;
+#[cfg(feature = "tls")]
+type Connector = crate::tls::Connector;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 /// Sends requests over pooled connections. Cheap to clone; clones share the pool.
-#[derive(Clone, Debug)]
-pub struct Client {
-    inner: legacy::Client<HttpConnector, Full<Bytes>>,
+#[derive(Debug)]
+pub struct Client<B = Full<Bytes>> {
+    inner: legacy::Client<Connector, B>,
 }
 
-impl Client {
-    /// A client with an empty pool. No request is made yet.
+impl<B> Clone for Client<B> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+        }
+    }
+}
+
+impl<B> Client<B>
+where
+    B: Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    /// A client with an empty pool, for plain HTTP. No request is made yet.
     #[must_use]
     pub fn new(config: &ClientConfig) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(config.connect_timeout));
-        connector.set_nodelay(true);
-        connector.set_keepalive(Some(Duration::from_secs(15)));
+        let connector = http_connector(config);
+        #[cfg(feature = "tls")]
+        let connector = Connector::new(connector, None);
+        Self::over(connector, config)
+    }
+
+    /// A client that speaks TLS as `tls` says wherever a URI begins with `https`.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn with_tls(config: &ClientConfig, tls: crate::ClientTls) -> Self {
+        let mut connector = http_connector(config);
+        connector.enforce_http(false);
+        Self::over(Connector::new(connector, Some(tls)), config)
+    }
+
+    fn over(connector: Connector, config: &ClientConfig) -> Self {
         let inner = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(config.idle_timeout)
@@ -71,7 +104,7 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn send(&self, req: Request<Full<Bytes>>) -> Result<Response<Incoming>, ClientError> {
+    pub async fn send(&self, req: Request<B>) -> Result<Response<Incoming>, ClientError> {
         self.inner
             .request(req)
             .await
@@ -80,6 +113,14 @@ impl Client {
                 false => ClientError::Sent(e),
             })
     }
+}
+
+fn http_connector(config: &ClientConfig) -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(config.connect_timeout));
+    connector.set_nodelay(true);
+    connector.set_keepalive(Some(Duration::from_secs(15)));
+    connector
 }
 
 /// Why a whole answer did not come.

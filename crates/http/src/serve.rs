@@ -4,11 +4,13 @@ use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::Service;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -27,7 +29,14 @@ pub struct ServeConfig {
     pub max_head_bytes: usize,
     /// How long requests may run on after shutdown began.
     pub grace: Duration,
+    /// Who this server is, if it speaks TLS and nothing else.
+    #[cfg(feature = "tls")]
+    pub tls: Option<crate::Identity>,
 }
+
+/// Where a request came from; an extension of every request that [`serve`] hands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub SocketAddr);
 
 impl Default for ServeConfig {
     fn default() -> Self {
@@ -36,6 +45,8 @@ impl Default for ServeConfig {
             head_timeout: Duration::from_secs(60),
             max_head_bytes: 64 << 10,
             grace: Duration::from_secs(30),
+            #[cfg(feature = "tls")]
+            tls: None,
         }
     }
 }
@@ -62,14 +73,18 @@ pub async fn serve<S, B>(
     let places = Arc::new(Semaphore::new(config.max_connections));
     let mut connections = JoinSet::new();
     loop {
-        let (stream, place) = tokio::select! {
+        let (stream, peer, place) = tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
             accepted = accept(&listener, &places) => accepted,
             Some(_) = connections.join_next() => continue,
         };
-        let shutdown = shutdown.clone();
-        let connection = connection(stream, service.clone(), builder(&config), shutdown);
+        let service = service.clone();
+        let service = service_fn(move |mut req: Request<Incoming>| {
+            req.extensions_mut().insert(peer);
+            service.call(req)
+        });
+        let connection = accepted(stream, service, config.clone(), shutdown.clone());
         connections.spawn(async move {
             connection.await;
             drop(place);
@@ -84,7 +99,7 @@ pub async fn serve<S, B>(
 async fn accept(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-) -> (TcpStream, OwnedSemaphorePermit) {
+) -> (TcpStream, Peer, OwnedSemaphorePermit) {
     loop {
         let place = places
             .clone()
@@ -92,7 +107,7 @@ async fn accept(
             .await
             .expect("the semaphore is never closed");
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, place),
+            Ok((stream, peer)) => return (stream, Peer(peer), place),
             // Out of file descriptors, or the client is gone already: neither ends the server.
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
@@ -112,10 +127,10 @@ fn builder(config: &ServeConfig) -> http1::Builder {
     builder
 }
 
-async fn connection<S, B>(
+async fn accepted<S, B>(
     stream: TcpStream,
     service: S,
-    builder: http1::Builder,
+    config: ServeConfig,
     shutdown: CancellationToken,
 ) where
     S: Service<Request<Incoming>, Response = Response<B>>,
@@ -126,6 +141,30 @@ async fn connection<S, B>(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "nodelay refused");
     }
+    let builder = builder(&config);
+    #[cfg(feature = "tls")]
+    if let Some(identity) = config.tls {
+        match identity.accept(stream).await {
+            Ok(stream) => connection(stream, service, builder, shutdown).await,
+            Err(error) => tracing::debug!(%error, "no TLS"),
+        }
+        return;
+    }
+    connection(stream, service, builder, shutdown).await;
+}
+
+async fn connection<T, S, B>(
+    stream: T,
+    service: S,
+    builder: http1::Builder,
+    shutdown: CancellationToken,
+) where
+    T: AsyncRead + AsyncWrite + Unpin,
+    S: Service<Request<Incoming>, Response = Response<B>>,
+    S::Error: Into<BoxError>,
+    B: Body + 'static,
+    B::Error: Into<BoxError>,
+{
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

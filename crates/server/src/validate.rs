@@ -102,7 +102,7 @@ pub(crate) fn completion(
         (Some(0), true) => Some(1),
         (asked, _) => max_tokens(asked, rules)?,
     };
-    min_tokens(sampling, ask.max_tokens)?;
+    min_tokens(sampling, &ask)?;
     Ok(ask)
 }
 
@@ -124,7 +124,7 @@ pub(crate) fn chat(
     refuse::unsupported_in_chat(fields)?;
     ask.sampling.logprobs = logprobs;
     ask.max_tokens = max_tokens(fields.max_completion_tokens.or(sampling.max_tokens), rules)?;
-    min_tokens(sampling, ask.max_tokens)?;
+    min_tokens(sampling, &ask)?;
     Ok(ask)
 }
 
@@ -342,16 +342,18 @@ fn max_tokens(asked: Option<i64>, rules: Rules<'_>) -> Result<Option<u32>, ApiEr
     }
 }
 
-/// A lower bound needs end-of-sequence masked on the device, which is not done yet.
-fn min_tokens(fields: &SamplingFields, max_tokens: Option<u32>) -> Result<(), ApiError> {
+/// A lower bound needs end-of-sequence masked on the device, which is not done yet. Where the token is of no account,
+/// because the request is after the prompt's KV, a bound of one is let pass: llm-d's sidecar sets it on such requests.
+fn min_tokens(fields: &SamplingFields, ask: &Ask) -> Result<(), ApiError> {
     let min = fields.min_tokens.unwrap_or(0);
-    if let Some(max) = max_tokens.filter(|&max| min > i64::from(max)) {
+    if let Some(max) = ask.max_tokens.filter(|&max| min > i64::from(max)) {
         let message =
             format!("min_tokens must be less than or equal to max_tokens={max}, got {min}.");
         return Err(ApiError::bad_request(message));
     }
     match min {
         0 => Ok(()),
+        1 if ask.max_tokens == Some(1) && ask.kv == KvTransferRequest::Produce => Ok(()),
         1.. => Err(ApiError::bad_param(
             "min_tokens",
             "`min_tokens` is not supported by this server",
@@ -482,6 +484,14 @@ mod tests {
             vocab_size: 256,
         };
         chat(&request.fields, &request.sampling, rules, 99)
+    }
+
+    #[test]
+    fn a_request_for_kv_may_ask_for_at_least_its_one_token() {
+        let produce = r#","kv_transfer_params":{"do_remote_decode":true},"min_tokens":1"#;
+        assert!(ask(&format!(r#"{produce},"max_tokens":1"#)).is_ok());
+        assert!(ask(&format!(r#"{produce},"max_tokens":2"#)).is_err());
+        assert!(ask(r#","min_tokens":1,"max_tokens":1"#).is_err());
     }
 
     #[test]
