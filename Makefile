@@ -12,7 +12,7 @@ SECONDS ?= 60
 # Where `baton fetch` puts what the tests need; printed by the binary, so that this file knows no paths.
 FETCHED = BATON_PJRT_CPU="$$($(BATON) fetch cpu)" BATON_SMOLLM2="$$($(BATON) fetch smollm2)"
 
-.PHONY: help up build test test-rust test-system test-slow check fmt lint layers doc bench bench-peers fuzz fetch clean
+.PHONY: help up build test test-rust test-system test-slow test-vllm check fmt lint layers doc bench bench-peers fuzz fetch clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -77,6 +77,15 @@ $(PEERS)/stamp: tests/bench/requirements-peers.txt tests/bench/overrides-peers.t
 	@CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(PEERS)/bin/uv pip install -q --python $(PEERS)/bin/python \
 		--override tests/bench/overrides-peers.txt -r $<
 	@touch $@
+
+# NIXL's packages ask for builds of libraries that a CPU does not need.
+$(PEERS)/nixl-stamp: $(PEERS)/stamp
+	@$(PEERS)/bin/uv pip install -q --python $(PEERS)/bin/python --no-deps nixl==1.5.1 nixl-cu12==1.5.1 nixl-cu13==1.5.1
+	@$(PEERS)/bin/uv pip install -q --python $(PEERS)/bin/python pytest==9.2.0
+	@touch $@
+
+test-vllm: build $(PEERS)/nixl-stamp ## two real vLLM servers behind the sidecar and the gateway
+	@$(PEERS)/bin/python -m pytest -q tests/vllm
 
 bench-peers: build $(PEERS)/stamp ## beside llama.cpp and vLLM on the same cores; THREADS=n (2), ROUNDS=n (3)
 	@$(PEERS)/bin/python tests/bench/cpu_peers.py --threads $(THREADS) --rounds $(ROUNDS)
