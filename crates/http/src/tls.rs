@@ -329,3 +329,61 @@ impl AsyncWrite for Stream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Client, ServeConfig, collect, serve};
+    use http::{Request, Response};
+    use http_body_util::Full;
+    use hyper::body::{Bytes, Incoming};
+    use hyper::service::service_fn;
+    use std::convert::Infallible;
+    use tokio::net::TcpListener;
+    use tokio_util::sync::CancellationToken;
+
+    /// A certificate and its key.
+    fn pair() -> (String, String) {
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    }
+
+    /// A client that trusts `root` and has no connection yet.
+    async fn get(uri: &str, root: &str) -> Option<Bytes> {
+        let tls = ClientTls::new(&Trust::Roots(root.as_bytes().to_vec())).unwrap();
+        let client = Client::with_tls(&crate::ClientConfig::default(), tls);
+        let request = Request::get(uri).body(Full::<Bytes>::default()).unwrap();
+        let response = client.send(request).await.ok()?;
+        collect(response.into_body(), 10).await.ok()
+    }
+
+    #[tokio::test]
+    async fn a_certificate_can_be_replaced_while_it_is_shown() {
+        let (old, new) = (pair(), pair());
+        let identity = Identity::from_pem(old.0.as_bytes(), old.1.as_bytes()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("https://{}/", listener.local_addr().unwrap());
+        let config = ServeConfig {
+            tls: Some(identity.clone()),
+            ..ServeConfig::default()
+        };
+        let service = service_fn(async |_: Request<Incoming>| {
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"hello"))))
+        });
+        tokio::spawn(serve(listener, service, config, CancellationToken::new()));
+        assert_eq!(get(&uri, &old.0).await.unwrap(), "hello");
+        assert!(get(&uri, &new.0).await.is_none());
+        assert!(identity.replace_pem(b"nonsense", b"").is_err());
+        assert!(
+            identity
+                .replace_pem(new.0.as_bytes(), old.1.as_bytes())
+                .is_err()
+        );
+        assert_eq!(get(&uri, &old.0).await.unwrap(), "hello");
+        identity
+            .replace_pem(new.0.as_bytes(), new.1.as_bytes())
+            .unwrap();
+        assert_eq!(get(&uri, &new.0).await.unwrap(), "hello");
+        assert!(get(&uri, &old.0).await.is_none());
+    }
+}

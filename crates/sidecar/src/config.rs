@@ -2,6 +2,7 @@
 
 use crate::connector::Connector;
 use crate::fallback::{Fallback, Policy};
+use crate::pool::{Cluster, PoolRef, PoolVersion};
 use crate::settings::Settings;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -64,6 +65,8 @@ pub(crate) enum Allowed {
     Anyone,
     /// Those that a file lists.
     File(PathBuf),
+    /// The ready prefill pods of an InferencePool.
+    Pool(PoolRef, Option<Cluster>),
 }
 
 /// Why a configuration makes no sense. Each names the flag.
@@ -327,20 +330,42 @@ impl Settings {
             "inference.networking.k8s.io",
             "inference.networking.x-k8s.io",
         ];
-        if let Some(group) = self.pool_group.as_deref().filter(|g| !GROUPS.contains(g)) {
-            return Err(unsupported("pool-group", group, &GROUPS));
-        }
+        let group = self.pool_group.as_deref().unwrap_or(GROUPS[0]);
+        let version = PoolVersion::of_group(group)
+            .ok_or_else(|| unsupported("pool-group", group, &GROUPS))?;
         match (
-            self.enable_ssrf_protection.unwrap_or(false),
             &self.allow_list,
+            self.enable_ssrf_protection.unwrap_or(false),
         ) {
-            (false, None) => Ok(Allowed::Anyone),
-            (_, Some(file)) => Ok(Allowed::File(file.clone())),
-            (true, None) => Err(ConfigError::Needs(
-                "enable-ssrf-protection",
-                "--allow-list=FILE",
-            )),
+            (Some(file), _) => Ok(Allowed::File(file.clone())),
+            (None, false) => Ok(Allowed::Anyone),
+            (None, true) => {
+                let pool = self.pool(version).ok_or(ConfigError::Needs(
+                    "enable-ssrf-protection",
+                    "--inference-pool=POOL or --allow-list=FILE",
+                ))?;
+                Ok(Allowed::Pool(pool, self.cluster.clone()))
+            }
         }
+    }
+
+    fn pool(&self, version: PoolVersion) -> Option<PoolRef> {
+        let given = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
+        let default = given(&self.inference_pool_namespace).unwrap_or_else(|| "default".to_owned());
+        let named = given(&self.inference_pool).or_else(|| given(&self.inference_pool_name))?;
+        let (namespace, name) = match named.split_once('/') {
+            Some((namespace, name)) => (namespace.to_owned(), name.to_owned()),
+            None => (default, named),
+        };
+        let is_label = |text: &str| {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
+            !text.is_empty() && text.bytes().all(plain)
+        };
+        (is_label(&namespace) && is_label(&name)).then_some(PoolRef {
+            namespace,
+            name,
+            version,
+        })
     }
 }
 

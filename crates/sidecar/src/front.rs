@@ -135,11 +135,7 @@ impl Sidecar {
             )?,
             rank => rank,
         };
-        let plan = steering.plan(Choosing {
-            allow: &self.allow,
-            most: self.config.policy.candidates(),
-            pick: self.config.sampling.then(random),
-        })?;
+        let plan = self.plan(&steering).await?;
         if steering.encoders {
             tracing::debug!("encode servers are named, and there is no encode stage");
         }
@@ -156,6 +152,19 @@ impl Sidecar {
             _charge: charge,
         };
         self.run(journey, plan).await
+    }
+
+    /// Decides; a second time with a fresh list if nobody named is on it.
+    async fn plan(&self, steering: &Steering) -> Result<Plan, Refusal> {
+        let choosing = Choosing {
+            allow: &self.allow,
+            most: self.config.policy.candidates(),
+            pick: self.config.sampling.then(random),
+        };
+        match steering.plan(choosing) {
+            Err(Refusal::NotAllowed) if self.allow.look_again().await => steering.plan(choosing),
+            planned => planned,
+        }
     }
 
     async fn run(

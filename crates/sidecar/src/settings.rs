@@ -3,10 +3,14 @@
 //! A layer holds only what was said in it; the command line goes over the file, the file over the environment. What
 //! the whole means, and whether it makes sense, is `config`'s. Nothing here reads anything.
 
+use crate::pool::Cluster;
 use clap::Args;
 use serde::Deserialize;
 use std::net::IpAddr;
 use std::path::PathBuf;
+
+/// Where pods find their service account.
+const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 macro_rules! settings {
     ($($(#[$meta:meta])* $field:ident: $type:ty,)*) => {
@@ -163,6 +167,10 @@ settings! {
     #[arg(skip)]
     #[serde(skip)]
     pod_ip: Option<String>,
+    /// The API server and the service account of this pod.
+    #[arg(skip)]
+    #[serde(skip)]
+    cluster: Option<Cluster>,
     /// How long requests may run on after SIGTERM. Default: 30s.
     #[arg(long, value_name = "DURATION")]
     shutdown_timeout: Option<String>,
@@ -225,6 +233,19 @@ impl Settings {
             mooncake_bootstrap_port: port("MOONCAKE_BOOTSTRAP_PORT"),
             p2p_connector_port: port("P2P_CONNECTOR_PORT"),
             pod_ip: text("POD_IP"),
+            cluster: text("KUBERNETES_SERVICE_HOST").map(|host| {
+                let port = text("KUBERNETES_SERVICE_PORT").unwrap_or_else(|| "443".to_owned());
+                let is_bare_v6 = host.contains(':') && !host.starts_with('[');
+                let address = if is_bare_v6 {
+                    format!("[{host}]:{port}")
+                } else {
+                    format!("{host}:{port}")
+                };
+                Cluster {
+                    address,
+                    account: ACCOUNT.into(),
+                }
+            }),
             ..Self::default()
         }
     }

@@ -138,6 +138,34 @@ fn what_makes_no_sense_is_refused_by_name() {
 }
 
 #[test]
+fn a_pool_is_named_in_several_ways() {
+    for (line, expect) in [
+        ("--inference-pool=ns/p", ("ns", "p", PoolVersion::V1)),
+        ("--inference-pool=p", ("default", "p", PoolVersion::V1)),
+        (
+            "--inference-pool-namespace=ns --inference-pool-name=p",
+            ("ns", "p", PoolVersion::V1),
+        ),
+        (
+            "--inference-pool=ns/p --pool-group=inference.networking.x-k8s.io",
+            ("ns", "p", PoolVersion::V1Alpha2),
+        ),
+    ] {
+        let Allowed::Pool(pool, None) = config(&format!("--enable-ssrf-protection {line}")).allow
+        else {
+            panic!("{line}");
+        };
+        assert_eq!(
+            (&*pool.namespace, &*pool.name, pool.version),
+            expect,
+            "{line}"
+        );
+    }
+    assert!(error("--enable-ssrf-protection --inference-pool=a/../b").contains("needs"));
+    assert_eq!(config("--inference-pool=p").allow, Allowed::Anyone);
+}
+
+#[test]
 fn a_negative_number_of_retries_means_none() {
     assert_eq!(config("--prefill-max-retries=-3").policy.retries, 0);
 }
