@@ -93,7 +93,7 @@ impl Answer {
             return Ok(stream::respond(self, call, choices, first, in_flight));
         }
         let (parts, tally) = gather(&mut call, choices).await?;
-        let moved = call.moved().and_then(|params| raw(&params));
+        let moved = call.moved().await.and_then(|params| raw(&params));
         Ok(json(
             StatusCode::OK,
             self.whole(parts, &tally, moved.as_deref()),

@@ -67,7 +67,7 @@ pub(crate) struct Incoming {
     transfer: Option<PullGuard>,
     has_arrived: Arc<AtomicBool>,
     /// The prefill that still runs; it ends with the request.
-    _prefill: Option<Running>,
+    prefill: Option<Running>,
 }
 
 impl Call {
@@ -145,14 +145,11 @@ impl Call {
 
     /// The object that moved this request's KV, for its client: with the right to fetch, if KV was handed out;
     /// without, if KV came in.
-    pub(crate) fn moved(&self) -> Option<KvTransferParams> {
-        match &self.handing {
+    pub(crate) async fn moved(&mut self) -> Option<KvTransferParams> {
+        match &mut self.handing {
             Handing::Keep => None,
             Handing::Out(outgoing) => outgoing.params.clone(),
-            Handing::In(incoming) => {
-                let has_arrived = incoming.has_arrived.load(Ordering::Acquire);
-                has_arrived.then(|| incoming.params.client_view())
-            }
+            Handing::In(incoming) => incoming.moved().await,
         }
     }
 
@@ -283,13 +280,24 @@ impl Incoming {
             held: Some(held),
             transfer: None,
             has_arrived: Arc::default(),
-            _prefill: running,
+            prefill: running,
         })
     }
 
     /// Tokens of the prompt whose KV can be had.
     pub(crate) fn n_tokens(&self) -> u32 {
         self.held.as_ref().map_or(0, Held::n_tokens)
+    }
+
+    async fn moved(&mut self) -> Option<KvTransferParams> {
+        if !self.has_arrived.load(Ordering::Acquire) {
+            return None;
+        }
+        let whole = match self.prefill.take() {
+            Some(running) => running.told().await,
+            None => None,
+        };
+        Some(whole.as_ref().unwrap_or(&self.params).client_view())
     }
 
     fn fetch(&mut self, seq: SeqId, first_block: u32, n_blocks: u32, inbox: &Inbox) -> Option<()> {

@@ -30,6 +30,9 @@ const FORWARDED: [HeaderName; 3] = [
 /// Most servers tried from one header.
 const MAX_CANDIDATES: usize = 4;
 
+/// How long the end of an answer may take once its KV is here.
+const TELLING: Duration = Duration::from_secs(1);
+
 const FALSE: &str = "false";
 const ONE: &str = "1";
 const PRODUCE: &str = r#"{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}"#;
@@ -78,16 +81,26 @@ impl From<KvTransferParams> for Asked {
 
 /// A prefill that is being computed elsewhere. Dropping it takes the question back: the connection closes.
 #[derive(Debug)]
-pub(crate) struct Running(tokio::task::JoinHandle<()>);
+pub(crate) struct Running(tokio::task::JoinHandle<Option<KvTransferParams>>);
 
 impl Running {
-    /// Reads the rest of the answer, which says nothing that the lease does not.
+    /// Reads the rest of the answer.
     fn wait_for(body: Incoming, limit: usize) -> Self {
         Self(tokio::spawn(async move {
-            if let Err(error) = baton_http::collect(body, limit).await {
-                tracing::warn!(%error, "the prefill was cut off");
-            }
+            let answer = baton_http::collect(body, limit).await;
+            let told = answer
+                .map_err(Into::into)
+                .and_then(|answer| params(&answer));
+            told.inspect_err(|error| tracing::warn!(%error, "the prefill was cut off"))
+                .ok()
         }))
+    }
+
+    /// The parameters of the whole answer, which name the blocks too. The answer ends when the last block is there, so
+    /// whoever has them all waits for it a moment at most.
+    pub(crate) async fn told(mut self) -> Option<KvTransferParams> {
+        let ended = tokio::time::timeout(TELLING, &mut self.0).await;
+        ended.ok()?.ok()?
     }
 }
 

@@ -83,6 +83,8 @@ async fn a_pair_answers_as_one_server_does() {
         ["remote_block_ids", "remote_host", "remote_port", "uuid"]
     );
     assert!(params["remote_port"].is_string() && params["uuid"].is_u64());
+    let blocks = params["remote_block_ids"].as_array().unwrap();
+    assert!(blocks.len() > 1, "the blocks are known by the answer's end");
     let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
         .as_u64()
         .unwrap();
