@@ -105,6 +105,9 @@ pub(crate) struct Serve {
     /// on xla-cpu, bf16 on cuda and tpu.
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
+    /// Element type of KV, if it is not what --dtype says. fp8 holds twice the context of bf16, on the cpu.
+    #[arg(long, value_enum, default_value_t = KvDtype::Auto)]
+    pub kv_cache_dtype: KvDtype,
     /// Threads that compute, on the cpu. Default: as many as this process may use.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
@@ -250,6 +253,15 @@ pub(crate) enum Dtype {
     Auto,
     Float32,
     Bfloat16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvDtype {
+    Auto,
+    Float32,
+    Bfloat16,
+    #[value(alias = "fp8_e4m3")]
+    Fp8,
 }
 
 impl Serve {

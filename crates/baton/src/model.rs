@@ -3,7 +3,7 @@
 mod native;
 
 use crate::Failure;
-use crate::cli::{Device, Dtype, Role, Serve};
+use crate::cli::{Device, Dtype, KvDtype, Role, Serve};
 use crate::fetch::{self, Artifact, data_dir};
 use anyhow::{Context as _, anyhow, bail};
 use baton_checkpoint::{Checkpoint, ModelPath};
@@ -58,7 +58,25 @@ pub(crate) fn plugin(device: Device, given: Option<&Path>) -> Result<PathBuf, Fa
 }
 
 /// The KV element type that the flags ask for.
-pub(crate) fn dtype(dtype: Dtype, device: Device) -> baton_kv::DType {
+fn kv_dtype(args: &Serve) -> anyhow::Result<baton_kv::DType> {
+    let auto = dtype(args.dtype, args.device);
+    let asked = match args.kv_cache_dtype {
+        KvDtype::Auto => auto,
+        KvDtype::Float32 => baton_kv::DType::F32,
+        KvDtype::Bfloat16 => baton_kv::DType::BF16,
+        KvDtype::Fp8 => baton_kv::DType::Fp8E4M3,
+    };
+    // Compiled programs have one type for everything.
+    if asked != auto && args.device != Device::Cpu {
+        bail!(
+            "--kv-cache-dtype is {asked}: KV is as --dtype says, {auto}, on all but --device cpu"
+        );
+    }
+    Ok(asked)
+}
+
+/// The element type of activations, and of KV unless something else is asked for.
+fn dtype(dtype: Dtype, device: Device) -> baton_kv::DType {
     match (dtype, device) {
         (Dtype::Float32, _) | (Dtype::Auto, Device::XlaCpu | Device::Sim) => baton_kv::DType::F32,
         (Dtype::Bfloat16, _) | (Dtype::Auto, Device::Cpu | Device::Cuda | Device::Tpu) => {
@@ -77,7 +95,7 @@ pub(crate) fn shapes(args: &Serve, checkpoint: &Checkpoint) -> anyhow::Result<Sh
         );
     }
     let shapes = Shapes {
-        dtype: dtype(args.dtype, args.device),
+        dtype: kv_dtype(args)?,
         block_size: args.block_size,
         kv: KvSize::Bytes(usize::try_from(args.kv_cache_memory_bytes)?),
         max_batch: args.max_num_seqs,

@@ -1,7 +1,7 @@
 //! One tensor in a file, read a stretch of rows at a time.
 
 use crate::error::TensorError;
-use baton_kv::DType;
+use baton_kv::{DType, fp8};
 use baton_model::{RowOrder, Storage};
 use half::{bf16, f16};
 use std::fs::File;
@@ -90,6 +90,7 @@ fn store(row: &[f32], dtype: DType, out: &mut [u8]) {
     match dtype {
         DType::F32 => each(row, out, f32::to_le_bytes),
         DType::BF16 => each(row, out, |x| bf16::from_f32(x).to_le_bytes()),
+        DType::Fp8E4M3 => each(row, out, |x| [fp8::code(x)]),
         DType::F16 => each(row, out, |x| f16::from_f32(x).to_le_bytes()),
     }
 }

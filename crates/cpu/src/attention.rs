@@ -11,7 +11,7 @@ use crate::kv_cache::{KvCache, Pool, SLOTS, Shape};
 use crate::shared::Shared;
 use crate::simd::{Isa, Simd, Task};
 use baton_kv::BlockId;
-use kernel::{NOTHING, Numbers, POSITIONS, Pairs, Running, Singles, Tiles};
+use kernel::{Eighths, NOTHING, Numbers, POSITIONS, Pairs, Running, Singles, Tiles};
 pub(crate) use plan::Span;
 use plan::{Cut, Merge, Part, cut};
 use std::ops::Range;
@@ -176,6 +176,7 @@ impl Task for PartTask<'_> {
         match &cache.pool {
             Pool::F32(layers) => self.part::<S, Singles>(s, &layers[self.layer]),
             Pool::Bf16(layers) => self.part::<S, Pairs>(s, &layers[self.layer]),
+            Pool::Fp8(layers) => self.part::<S, Eighths>(s, &layers[self.layer]),
         }
     }
 }

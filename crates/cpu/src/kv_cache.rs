@@ -11,7 +11,7 @@
 
 use crate::matrix::ROWS;
 use crate::shared::{Plain, Shared};
-use baton_kv::{BlockId, DType, KvLayout};
+use baton_kv::{BlockId, DType, KvLayout, fp8};
 use half::bf16;
 use std::ops::Range;
 
@@ -40,6 +40,7 @@ pub(crate) struct Shape {
 pub(crate) enum Pool {
     F32(Vec<Shared<f32>>),
     Bf16(Vec<Shared<u16>>),
+    Fp8(Vec<Shared<u8>>),
 }
 
 /// An element of the pool.
@@ -81,6 +82,23 @@ impl Element for u16 {
 
     fn get(bytes: &[u8]) -> Self {
         Self::from_le_bytes([bytes[0], bytes[1]])
+    }
+}
+
+/// Bits of an e4m3.
+impl Element for u8 {
+    const PAIR: usize = 1;
+
+    fn of(x: f32) -> Self {
+        fp8::code(x)
+    }
+
+    fn put(self, out: &mut [u8]) {
+        out[0] = self;
+    }
+
+    fn get(bytes: &[u8]) -> Self {
+        bytes[0]
     }
 }
 
@@ -137,7 +155,10 @@ impl KvCache {
         let pool = match layout.dtype {
             DType::F32 => Pool::F32((0..shape.n_layers).map(|_| Shared::zeroed(len)).collect()),
             DType::BF16 => Pool::Bf16((0..shape.n_layers).map(|_| Shared::zeroed(len)).collect()),
-            DType::F16 => return Err("the cpu device keeps KV in float32 or bfloat16".to_owned()),
+            DType::Fp8E4M3 => Pool::Fp8((0..shape.n_layers).map(|_| Shared::zeroed(len)).collect()),
+            DType::F16 => {
+                return Err("the cpu device keeps KV in float32, bfloat16 or fp8".to_owned());
+            }
         };
         Ok(Self { shape, pool })
     }
@@ -153,6 +174,7 @@ impl KvCache {
             match &self.pool {
                 Pool::F32(layers) => write(shape, &layers[layer], block, slot, k, v),
                 Pool::Bf16(layers) => write(shape, &layers[layer], block, slot, k, v),
+                Pool::Fp8(layers) => write(shape, &layers[layer], block, slot, k, v),
             }
         }
     }
@@ -162,6 +184,7 @@ impl KvCache {
         match &mut self.pool {
             Pool::F32(layers) => export(&self.shape, layers, blocks, out),
             Pool::Bf16(layers) => export(&self.shape, layers, blocks, out),
+            Pool::Fp8(layers) => export(&self.shape, layers, blocks, out),
         }
     }
 
@@ -170,6 +193,7 @@ impl KvCache {
         match &mut self.pool {
             Pool::F32(layers) => import(&self.shape, layers, blocks, data),
             Pool::Bf16(layers) => import(&self.shape, layers, blocks, data),
+            Pool::Fp8(layers) => import(&self.shape, layers, blocks, data),
         }
     }
 }
@@ -326,7 +350,7 @@ mod tests {
 
     #[test]
     fn blocks_leave_in_canonical_order_and_come_back_elsewhere() {
-        for dtype in [DType::F32, DType::BF16] {
+        for dtype in [DType::F32, DType::BF16, DType::Fp8E4M3] {
             let mut cache = filled(dtype);
             let layout = layout(dtype);
             let mut bytes = vec![0xaa; 2 * layout.block_bytes()];
@@ -340,9 +364,15 @@ mod tests {
                                 let found = elements.next().unwrap();
                                 let found = match dtype {
                                     DType::F32 => <f32 as Element>::get(found),
+                                    DType::Fp8E4M3 => fp8::value(<u8 as Element>::get(found)),
                                     _ => bf16::from_bits(<u16 as Element>::get(found)).to_f32(),
                                 };
-                                assert_eq!(found, mark(layer, head, block, kv, i / 20, i % 20));
+                                let mark = mark(layer, head, block, kv, i / 20, i % 20);
+                                let kept = match dtype {
+                                    DType::Fp8E4M3 => fp8::value(fp8::code(mark)),
+                                    _ => mark,
+                                };
+                                assert_eq!(found, kept);
                             }
                         }
                     }
@@ -370,7 +400,7 @@ mod tests {
     #[ignore = "it measures"]
     #[expect(clippy::print_stdout, reason = "figures are what it is for")]
     fn figures() {
-        for dtype in [DType::F32, DType::BF16] {
+        for dtype in [DType::F32, DType::BF16, DType::Fp8E4M3] {
             let layout = KvLayout {
                 n_layers: 4,
                 n_kv_heads: 4,

@@ -130,12 +130,19 @@ fn rounding_activations_costs_less_than_half_a_percent_of_perplexity() {
         &mut runner(&files, Arithmetic::Quantized, DType::BF16),
         &windows,
     );
+    let eighths = perplexity(
+        &mut runner(&files, Arithmetic::Quantized, DType::Fp8E4M3),
+        &windows,
+    );
     let cost = |x: f64| 100.0 * (x / exact - 1.0);
     println!(
-        "perplexity over {} tokens: exact {exact:.4}, KV in bf16 {halved:.4} ({:+.3} %), activations in 8 bits too {rounded:.4} ({:+.3} %)",
+        "perplexity over {} tokens: exact {exact:.4}, KV in bf16 {halved:.4} ({:+.3} %), activations in 8 bits too {rounded:.4} ({:+.3} %), KV in fp8 {eighths:.4} ({:+.3} %)",
         WINDOWS * (LENGTH - 1),
         cost(halved),
-        cost(rounded)
+        cost(rounded),
+        cost(eighths)
     );
     assert!(cost(rounded).abs() < 0.5);
+    // Three bits of mantissa without a scale are for those who need the room.
+    assert!(cost(eighths).abs() < 3.0);
 }

@@ -22,6 +22,8 @@ pub enum Element {
     BF16,
     /// IEEE half.
     F16,
+    /// Eight bits, four of them exponent; no infinity.
+    F8E4M3FN,
     /// Signed 32-bit integer.
     I32,
     /// Unsigned 32-bit integer.
@@ -37,6 +39,7 @@ impl Element {
             Self::F32 => "f32",
             Self::BF16 => "bf16",
             Self::F16 => "f16",
+            Self::F8E4M3FN => "f8E4M3FN",
             Self::I32 => "i32",
             Self::U32 => "ui32",
             Self::I1 => "i1",
@@ -48,12 +51,12 @@ impl Element {
         match self {
             Self::F32 | Self::I32 | Self::U32 => 4,
             Self::BF16 | Self::F16 => 2,
-            Self::I1 => 1,
+            Self::F8E4M3FN | Self::I1 => 1,
         }
     }
 
     pub(crate) const fn is_float(self) -> bool {
-        matches!(self, Self::F32 | Self::BF16 | Self::F16)
+        matches!(self, Self::F32 | Self::BF16 | Self::F16 | Self::F8E4M3FN)
     }
 }
 

@@ -14,6 +14,8 @@ pub enum DType {
     BF16,
     /// IEEE half.
     F16,
+    /// Eight bits: a sign, four of exponent, three of mantissa, no infinity ("e4m3fn").
+    Fp8E4M3,
 }
 
 impl DType {
@@ -22,15 +24,17 @@ impl DType {
         match self {
             Self::F32 => 4,
             Self::BF16 | Self::F16 => 2,
+            Self::Fp8E4M3 => 1,
         }
     }
 
-    /// The short name used on the wire (`f32`, `bf16`, `f16`).
+    /// The short name used on the wire (`f32`, `bf16`, `f16`, `fp8_e4m3`).
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::BF16 => "bf16",
             Self::F16 => "f16",
+            Self::Fp8E4M3 => "fp8_e4m3",
         }
     }
 }

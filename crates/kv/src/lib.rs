@@ -2,6 +2,7 @@
 //! Plain data and pure functions; no I/O.
 #![forbid(unsafe_code)]
 
+pub mod fp8;
 mod hash;
 mod layout;
 mod params;

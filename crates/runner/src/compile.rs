@@ -154,5 +154,6 @@ pub(crate) const fn pjrt_dtype(dtype: DType) -> baton_pjrt::DType {
         DType::F32 => baton_pjrt::DType::F32,
         DType::BF16 => baton_pjrt::DType::BF16,
         DType::F16 => baton_pjrt::DType::F16,
+        DType::Fp8E4M3 => baton_pjrt::DType::F8E4M3FN,
     }
 }

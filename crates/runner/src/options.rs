@@ -172,6 +172,7 @@ pub(crate) const fn element(dtype: DType) -> Element {
         DType::F32 => Element::F32,
         DType::BF16 => Element::BF16,
         DType::F16 => Element::F16,
+        DType::Fp8E4M3 => Element::F8E4M3FN,
     }
 }
 

@@ -64,7 +64,7 @@ fn open_runner(
         match dtype {
             DType::F32 => out.copy_from_slice(weight),
             DType::BF16 => round(weight, out),
-            DType::F16 => return Err("not used here".into()),
+            DType::F16 | DType::Fp8E4M3 => return Err("not used here".into()),
         }
         Ok(())
     };

@@ -7,6 +7,7 @@
 use crate::kv_cache::SLOTS;
 use crate::shared::Plain;
 use crate::simd::Simd;
+use baton_kv::fp8;
 
 /// Tiles of keys in a stretch.
 const STRETCH: usize = 8;
@@ -115,6 +116,45 @@ impl Numbers for Pairs {
     fn put<S: Simd>(s: S, x: S::F, words: &mut [u32]) {
         let (words, _) = bytemuck::cast_slice_mut::<u32, u16>(words).as_chunks_mut();
         s.store_bf16(x, &mut words[0]);
+    }
+}
+
+/// A pool of e4m3. Words are [`fp8::UNIT`] times greater, since what is read is so much smaller.
+pub(super) struct Eighths;
+
+impl Numbers for Eighths {
+    type Stored = u8;
+    type Unit = [u8; 16];
+    type Lanes<S: Simd> = S::F;
+    const PAIR: usize = 1;
+
+    #[inline(always)]
+    fn units(stored: &[u8]) -> &[[u8; 16]] {
+        stored.as_chunks().0
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(s: S, unit: &[u8; 16]) -> S::F {
+        let halves = unit.map(fp8::half);
+        s.load_f16(bytemuck::cast_ref(&halves))
+    }
+
+    #[inline(always)]
+    fn splat<S: Simd>(s: S, word: u32) -> S::F {
+        s.splat(f32::from_bits(word))
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd>(s: S, sum: S::F, a: S::F, b: S::F) -> S::F {
+        s.fma(a, b, sum)
+    }
+
+    #[inline(always)]
+    fn keep_first(_: &mut [u8; 16]) {}
+
+    #[inline(always)]
+    fn put<S: Simd>(s: S, x: S::F, words: &mut [u32]) {
+        Singles::put(s, s.mul(x, s.splat(fp8::UNIT)), words);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Attention against its definition in f64, in a pool whose other slots are not numbers.
 
 use super::*;
-use baton_kv::{DType, KvLayout};
+use baton_kv::{DType, KvLayout, fp8};
 use half::bf16;
 use std::time::Instant;
 
@@ -125,6 +125,7 @@ impl Fixture {
             for (kept, x) in kept.iter_mut().zip([k, v]) {
                 kept.extend(x.iter().map(|&x| match self.sizes.dtype {
                     DType::F32 => x,
+                    DType::Fp8E4M3 => fp8::value(fp8::code(x)),
                     _ => bf16::from_f32(x).to_f32(),
                 }));
             }
@@ -219,7 +220,7 @@ fn poisoned(sizes: Sizes, n_blocks: usize) -> KvCache {
     };
     let mut cache = KvCache::new(&layout, n_blocks as u32).unwrap();
     let blocks: Vec<BlockId> = (0..n_blocks as u32).map(BlockId).collect();
-    // All bits set are no number in either type.
+    // All bits set are no number, or what no key or value is.
     cache.import(&blocks, &vec![0xff; n_blocks * layout.block_bytes()]);
     cache
 }
@@ -229,7 +230,7 @@ fn poisoned(sizes: Sizes, n_blocks: usize) -> KvCache {
 /// mostly cancel, by less.
 fn bound(dtype: DType) -> f64 {
     match dtype {
-        DType::F32 => 1e-5,
+        DType::F32 | DType::Fp8E4M3 => 1e-5,
         _ => 1e-2,
     }
 }
@@ -259,7 +260,7 @@ fn check(sizes: Sizes, sequences: &[(usize, usize)], random: &mut Random) {
 #[test]
 fn ragged_batches_give_what_the_definition_gives() {
     let mut random = Random(1);
-    for dtype in [DType::F32, DType::BF16] {
+    for dtype in [DType::F32, DType::BF16, DType::Fp8E4M3] {
         for head_dim in [8, 16, 40, 64, 80, 128] {
             for group in [1, 3, 4, 8] {
                 let sizes = Sizes {
@@ -280,7 +281,7 @@ fn ragged_batches_give_what_the_definition_gives() {
 #[test]
 fn long_contexts_are_split_and_put_together() {
     let mut random = Random(2);
-    for dtype in [DType::F32, DType::BF16] {
+    for dtype in [DType::F32, DType::BF16, DType::Fp8E4M3] {
         for group in [1, 3, 19] {
             let sizes = Sizes {
                 dtype,
@@ -314,7 +315,7 @@ fn parts_are_split_only_where_there_would_be_too_few() {
 #[test]
 fn a_token_gives_the_same_bits_alone_and_among_others() {
     let mut random = Random(4);
-    for dtype in [DType::F32, DType::BF16] {
+    for dtype in [DType::F32, DType::BF16, DType::Fp8E4M3] {
         let sizes = Sizes {
             dtype,
             head_dim: 40,
@@ -353,6 +354,7 @@ fn what_is_no_number_spoils_only_its_sequence() {
         (DType::BF16, f32::NAN),
         (DType::F32, f32::INFINITY),
         (DType::BF16, f32::NEG_INFINITY),
+        (DType::Fp8E4M3, f32::NAN),
     ] {
         let sizes = Sizes {
             dtype,
@@ -410,8 +412,8 @@ fn peak(isa: Isa, dtype: DType) -> f64 {
             for _ in 0..100_000 {
                 for sum in &mut sums {
                     *sum = match self.0 {
-                        DType::F32 => s.fma(x, x, *sum),
-                        _ => s.dot2(*sum, i, i),
+                        DType::BF16 => s.dot2(*sum, i, i),
+                        _ => s.fma(x, x, *sum),
                     };
                 }
             }
@@ -421,7 +423,7 @@ fn peak(isa: Isa, dtype: DType) -> f64 {
     let seconds = best(|| {
         std::hint::black_box(isa.run(Peak(dtype, std::hint::black_box([0.5; 16]))));
     });
-    let each = if dtype == DType::F32 { 2.0 } else { 4.0 };
+    let each = if dtype == DType::BF16 { 4.0 } else { 2.0 };
     100_000.0 * 16.0 * 16.0 * each / seconds
 }
 
@@ -430,7 +432,7 @@ fn peak(isa: Isa, dtype: DType) -> f64 {
 #[ignore = "it measures"]
 #[expect(clippy::print_stdout, reason = "figures are what it is for")]
 fn figures() {
-    for (dtype, isa) in [DType::BF16, DType::F32]
+    for (dtype, isa) in [DType::BF16, DType::F32, DType::Fp8E4M3]
         .into_iter()
         .flat_map(|dtype| Isa::all().into_iter().skip(1).map(move |isa| (dtype, isa)))
     {

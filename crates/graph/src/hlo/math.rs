@@ -324,6 +324,10 @@ fn float_literal(value: f32, element: Element) -> String {
             Element::F16 if value > 0.0 => "0x7C00".to_owned(),
             Element::F16 if value < 0.0 => "0xFC00".to_owned(),
             Element::F16 => "0x7E00".to_owned(),
+            // No infinity: the greatest number stands for it.
+            Element::F8E4M3FN if value > 0.0 => "0x7E".to_owned(),
+            Element::F8E4M3FN if value < 0.0 => "0xFE".to_owned(),
+            Element::F8E4M3FN => "0x7F".to_owned(),
             _ => format!("0x{:08X}", value.to_bits()),
         };
     }
