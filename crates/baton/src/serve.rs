@@ -18,6 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use tokio::net::TcpSocket;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 /// Runs until it is told to stop.
 pub(crate) fn command(args: Serve) -> Result<(), Failure> {
@@ -292,6 +293,11 @@ fn server_config(args: &Serve) -> ServerConfig {
 
 fn secret(args: &Serve) -> Result<Option<Secret>, Failure> {
     let Some(hex) = &args.kv_secret else {
+        if args.role != Role::Both {
+            warn!(
+                "without --kv-secret no KV is handed over: give all servers of the pool the same"
+            );
+        }
         return Ok(None);
     };
     let wrong = || {
