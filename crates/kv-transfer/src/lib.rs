@@ -9,15 +9,16 @@
 //! What stays true: a byte reaches the caller only after its checksum was found right; a lease that is gone never
 //! yields data; every wait has a deadline and every buffer a bound; nothing that a peer sends panics.
 //!
-//! Decisions are pure state machines (`handshake`, `lease`, `control`, `outgoing`, `incoming`, `geometry`, `wire`);
-//! `server` and `client` are threads and blocking sockets around them. Not here: what to do without KV (the engine
-//! recomputes), and encryption (the secret authenticates and the checksums catch accidents; on a network where
+//! Decisions are pure state machines (`handshake`, `lease`, `control`, `outgoing`, `fetch`, `incoming`, `geometry`,
+//! `wire`); `server` and `client` are threads and blocking sockets around them. Not here: what to do without KV (the
+//! engine recomputes), and encryption (the secret authenticates and the checksums catch accidents; on a network where
 //! others can alter packets, run it inside a tunnel).
 #![forbid(unsafe_code)]
 
 mod client;
 mod control;
 mod error;
+mod fetch;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -9,11 +9,11 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use super::Shared;
+use crate::TransferError;
 use crate::handshake::{ConsumerHandshake, Step, hello};
 use crate::net::{FrameError, hang_up, is_closed, kind, read_frame, remaining, write_frame};
 use crate::server::random;
 use crate::wire::{MAX_BODY, MAX_BODY_BEFORE_AUTH, Message, Preface, Role, WireError};
-use crate::{RejectCode, TransferError};
 
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 4;
@@ -295,12 +295,4 @@ fn prepare(stream: &TcpStream, shared: &Shared, role: Role) -> io::Result<()> {
     stream.set_write_timeout(Some(shared.cfg.idle_timeout))?;
     let mut stream = stream;
     stream.write_all(&Preface { role }.encode())
-}
-
-/// The refusal, if `message` is one.
-pub(super) fn refusal(message: &Message) -> Option<RejectCode> {
-    match message {
-        Message::Reject { code, .. } => Some(*code),
-        _ => None,
-    }
 }
