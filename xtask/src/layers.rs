@@ -19,6 +19,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("baton-checkpoint", 2),
     ("baton-runner", 2),
     ("baton-cpu", 2),
+    ("baton-shm", 2),
     ("baton-kv-transfer", 2),
     ("baton-http", 2),
     ("baton-sim", 2),
@@ -31,8 +32,9 @@ const FLOORS: &[(&str, u8)] = &[
 
 /// Edges inside a floor, each with its reason.
 const SAME_FLOOR: &[(&str, &str)] = &[
-    ("baton-model", "baton-graph"), // a model is a graph
-    ("baton-runner", "baton-pjrt"), // the runner is a graph on PJRT
+    ("baton-model", "baton-graph"),     // a model is a graph
+    ("baton-runner", "baton-pjrt"),     // the runner is a graph on PJRT
+    ("baton-kv-transfer", "baton-shm"), // on one machine KV lies where both sides see it
 ];
 
 const EFFECTS: &[&str] = &[

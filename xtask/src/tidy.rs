@@ -3,8 +3,8 @@
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 
-/// The one crate with unsafe code.
-const UNSAFE_CRATES: &[&str] = &["cpu", "pjrt"];
+/// The crates with unsafe code.
+const UNSAFE_CRATES: &[&str] = &["cpu", "pjrt", "shm"];
 /// Crates that take time, randomness and files as arguments.
 const PURE_CRATES: &[&str] = &[
     "kv",

@@ -117,17 +117,15 @@ pub enum Event {
         /// How many.
         n_blocks: u32,
     },
-    /// The next of the prompt's KV, in canonical host order. The first block of the first one is the prompt's first;
-    /// the last one comes before the first token and reaches the prompt's end.
+    /// The next of the prompt's KV can be [exported](Engine::export). The first block of the first one is the prompt's
+    /// first; the last one comes before the first token and reaches the prompt's end.
     Export {
         /// Whose.
         seq: SeqId,
-        /// Where the blocks lay; handles without meaning elsewhere. At least one.
+        /// Where the blocks lie until the next step; handles without meaning elsewhere. At least one.
         blocks: Vec<BlockId>,
         /// Tokens of the prompt that have left by now.
         n_tokens: u32,
-        /// These blocks' bytes.
-        data: Vec<u8>,
     },
     /// A token of the answer.
     Token {
@@ -273,6 +271,14 @@ impl Engine {
             let mut seq = self.running.remove(i);
             self.free_blocks(&mut seq);
         }
+    }
+
+    /// Copies the blocks of an [`Event::Export`] of the last step to `out`, in canonical order.
+    ///
+    /// # Errors
+    /// When the device fails, or `out` has another length than the blocks.
+    pub fn export(&mut self, blocks: &[BlockId], out: &mut [u8]) -> Result<(), RunnerError> {
+        self.runner.export(blocks, out)
     }
 
     /// Places fetched KV: verified bytes of whole blocks in canonical order, perhaps fewer than were asked for. If `then`

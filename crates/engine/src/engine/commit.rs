@@ -42,7 +42,7 @@ impl Engine {
         self.stats.prompt_tokens +=
             (prompt_before - (seq.n_prompt - seq.computed.min(seq.n_prompt))) as u64;
         register(seq, &mut self.pool, &self.hasher, &self.cfg, block_size);
-        self.export_done(i, events)?;
+        self.export_done(i, events);
         let seq = &mut self.running[i];
         if seq.pending() > 0 {
             return Ok(());
@@ -66,24 +66,21 @@ impl Engine {
         });
         Ok(())
     }
+
     /// Hands on what the step finished of a prompt that leaves: the transfer then runs beside the next chunk.
-    fn export_done(&mut self, i: usize, events: &mut Vec<Event>) -> Result<(), RunnerError> {
+    fn export_done(&mut self, i: usize, events: &mut Vec<Event>) {
         let block_size = self.block_size();
         let seq = &mut self.running[i];
         let done = seq.exportable(block_size);
         if done <= seq.exported {
-            return Ok(());
+            return;
         }
         let blocks = seq.blocks[seq.exported..done].to_vec();
-        let mut data = vec![0; blocks.len() * self.spec.layout.block_bytes()];
-        self.runner.export(&blocks, &mut data)?;
         seq.exported = done;
         events.push(Event::Export {
             seq: seq.id,
             blocks,
             n_tokens: (done * block_size).min(seq.n_prompt) as u32,
-            data,
         });
-        Ok(())
     }
 }
