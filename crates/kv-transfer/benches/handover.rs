@@ -79,7 +79,7 @@ impl HandOver {
         };
         let held = self
             .client
-            .hold(&self.server.publish(export).unwrap())
+            .hold(&self.server.publish(&export).unwrap())
             .unwrap();
         let (tx, rx) = channel();
         let begun = Instant::now();

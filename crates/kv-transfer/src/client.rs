@@ -86,6 +86,8 @@ pub struct KvClientConfig {
     pub budget_bytes: u64,
     /// Producers that may be connected to.
     pub peers: PeerPolicy,
+    /// Whether to read the memory of a producer on this machine in place of a socket.
+    pub shares_memory: bool,
     /// Data connections to one producer, and so transfers from it at the same time.
     pub n_streams: usize,
     /// Transfers at the same time.
@@ -117,6 +119,7 @@ impl KvClientConfig {
             layout,
             budget_bytes,
             peers: PeerPolicy::default(),
+            shares_memory: true,
             n_streams: 2,
             n_workers: 4,
             max_queued: 256,
@@ -144,8 +147,10 @@ pub struct ClientStats {
     pub partial: u64,
     /// Transfers that brought nothing.
     pub failed: u64,
-    /// Verified payload.
+    /// Verified payload that came through sockets.
     pub bytes_received: u64,
+    /// Payload that was read out of producers' memory.
+    pub bytes_copied: u64,
     /// Damaged chunks.
     pub crc_errors: u64,
 }
@@ -156,6 +161,7 @@ struct Counters {
     partial: AtomicU64,
     failed: AtomicU64,
     bytes_received: AtomicU64,
+    bytes_copied: AtomicU64,
     crc_errors: AtomicU64,
 }
 
@@ -295,6 +301,7 @@ impl KvClient {
             partial: read(&counters.partial),
             failed: read(&counters.failed),
             bytes_received: read(&counters.bytes_received),
+            bytes_copied: read(&counters.bytes_copied),
             crc_errors: read(&counters.crc_errors),
         }
     }

@@ -10,18 +10,33 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use baton_kv::{KvLayout, LeaseToken};
+use baton_shm::{Place, Room};
 
 use crate::RejectCode;
-use crate::geometry::{Window, opened};
+use crate::geometry::{ChunkMap, Window, opened};
 use crate::lease::{LeaseTable, Part, SessionId};
 use crate::outgoing::{Next, Outgoing};
 use crate::secret::{LeaseClaim, Secret};
-use crate::wire::{Message, Open, WireError};
+use crate::wire::{Lent, MEMORY, Message, Open, WireError};
 
 /// Leases in one heartbeat, so that the answer fits in a frame.
 pub(crate) const MAX_HEARTBEAT: usize = 1 << 16;
 /// Leases that one consumer waits for.
 const MAX_WATCHED: usize = 1 << 12;
+
+/// Transfers of one consumer through shared memory at the same time.
+const MAX_LENT: usize = 1 << 8;
+
+/// Bytes that a consumer on this machine finds without their being sent.
+pub(crate) trait Placed {
+    fn place(&self) -> Place;
+}
+
+impl Placed for Room {
+    fn place(&self) -> Place {
+        Self::place(self)
+    }
+}
 
 /// What holds for all sessions of a producer.
 #[derive(Clone, Debug)]
@@ -89,18 +104,24 @@ pub(crate) struct Control<B> {
     terms: Arc<Terms>,
     next_stream: u16,
     streams: BTreeMap<u16, Option<Transfer<B>>>,
+    /// Whether the consumer can read our memory.
+    sees_memory: bool,
+    /// Leases by the transfers that read them there.
+    lent: BTreeMap<u32, u64>,
     /// Leases that the consumer waits for, and how many of their blocks it knows to be ready.
     watched: BTreeMap<u64, u32>,
     is_over: bool,
 }
 
-impl<B> Control<B> {
+impl<B: Placed> Control<B> {
     pub(crate) fn new(id: SessionId, terms: Arc<Terms>) -> Self {
         Self {
             id,
             terms,
             next_stream: 1,
             streams: BTreeMap::new(),
+            sees_memory: false,
+            lent: BTreeMap::new(),
             watched: BTreeMap::new(),
             is_over: false,
         }
@@ -125,10 +146,19 @@ impl<B> Control<B> {
         }
     }
 
+    /// The consumer sees our memory from now on. Returns whether there is one.
+    pub(crate) fn show_memory(&mut self) -> bool {
+        self.sees_memory = !self.is_over;
+        self.sees_memory
+    }
+
     /// The control connection is gone, and with it everything.
     pub(crate) fn end(&mut self, leases: &mut LeaseTable<B>) {
         while let Some((&stream, _)) = self.streams.first_key_value() {
             self.detach(stream, leases);
+        }
+        while let Some((_, lease)) = self.lent.pop_first() {
+            leases.close(lease, self.id);
         }
         self.is_over = true;
     }
@@ -149,13 +179,14 @@ impl<B> Control<B> {
         now: Instant,
     ) -> Result<Option<Message>, WireError> {
         let answer = match message {
+            Message::Open(open) if stream == MEMORY => Some(self.lend(&open, leases, now)),
             Message::Open(open) => Some(self.open(stream, open, leases, now)),
             Message::Credit { xfer, bytes } => {
                 self.credit(xfer, bytes, now);
                 None
             }
             Message::Nack { xfer, chunk } => self.nack(xfer, chunk, leases, now),
-            Message::Cancel { xfer } => self.cancel(xfer),
+            Message::Cancel { xfer } => self.cancel(xfer, leases),
             Message::Done { xfer } => self.done(xfer, leases),
             Message::Received { xfer } => {
                 self.received(xfer, leases);
@@ -203,6 +234,29 @@ impl<B> Control<B> {
         }
     }
 
+    fn lend(&mut self, open: &Open, leases: &mut LeaseTable<B>, now: Instant) -> Message {
+        let xfer = open.xfer;
+        let granted = if self.sees_memory && self.lent.len() < MAX_LENT {
+            self.grant(open, leases, now)
+        } else {
+            Err(RejectCode::Busy)
+        };
+        let Ok((part, window, _)) = granted else {
+            let code = granted.map_or_else(|code| code, |_| RejectCode::Busy);
+            return Message::Reject { xfer, code };
+        };
+        let lent = Lent {
+            xfer,
+            n_blocks: window.n_blocks(),
+            place: part.bytes.place(),
+            room_blocks: window.lease_blocks(),
+            first_block: window.first_block(),
+        };
+        leases.open(open.lease, self.id);
+        self.lent.insert(xfer, open.lease);
+        Message::Lent(lent)
+    }
+
     fn admit(
         &self,
         stream: u16,
@@ -210,15 +264,36 @@ impl<B> Control<B> {
         leases: &LeaseTable<B>,
         now: Instant,
     ) -> Result<Transfer<B>, RejectCode> {
-        let refusal = leases.refusal(open.lease, now);
-        if let Some(code) = refusal {
+        let (part, window, map) = self.grant(&open, leases, now)?;
+        if !matches!(self.streams.get(&stream), Some(None)) {
+            return Err(RejectCode::Busy);
+        }
+        Ok(Transfer {
+            xfer: open.xfer,
+            lease: open.lease,
+            part: Arc::clone(part),
+            window,
+            out: Outgoing::new(map, open.want, open.credit),
+            is_cancelled: false,
+            last_progress: now,
+        })
+    }
+
+    /// What a consumer with the right to it gets of what it asks for.
+    fn grant<'a>(
+        &self,
+        open: &Open,
+        leases: &'a LeaseTable<B>,
+        now: Instant,
+    ) -> Result<(&'a Arc<Part<B>>, Window, ChunkMap), RejectCode> {
+        if let Some(code) = leases.refusal(open.lease, now) {
             return Err(code);
         }
         let claim = self.terms.claim(open.lease);
         if !self.terms.secret.grants(&claim, &LeaseToken(open.token)) {
             return Err(RejectCode::BadToken);
         }
-        if !matches!(self.streams.get(&stream), Some(None)) || self.is_known(open.xfer) {
+        if self.is_known(open.xfer) {
             return Err(RejectCode::Busy);
         }
         let part = leases.part(open.lease, open.first_block, now)?;
@@ -236,22 +311,12 @@ impl<B> Control<B> {
             &open.want,
         )
         .ok_or(RejectCode::Range)?;
-        Ok(Transfer {
-            xfer: open.xfer,
-            lease: open.lease,
-            part: Arc::clone(part),
-            window,
-            out: Outgoing::new(map, open.want, open.credit),
-            is_cancelled: false,
-            last_progress: now,
-        })
+        Ok((part, window, map))
     }
 
     fn is_known(&self, xfer: u32) -> bool {
-        self.streams
-            .values()
-            .flatten()
-            .any(|transfer| transfer.xfer == xfer)
+        let is_it = |transfer: &Transfer<B>| transfer.xfer == xfer;
+        self.lent.contains_key(&xfer) || self.streams.values().flatten().any(is_it)
     }
 
     fn transfer(&mut self, xfer: u32) -> Option<&mut Transfer<B>> {
@@ -261,9 +326,12 @@ impl<B> Control<B> {
             .find(|transfer| transfer.xfer == xfer)
     }
 
-    fn take(&mut self, xfer: u32) -> Option<Transfer<B>> {
+    /// Ends a transfer; the lease that it was of.
+    fn take(&mut self, xfer: u32) -> Option<u64> {
         let is_it = |slot: &&mut Option<Transfer<B>>| slot.as_ref().is_some_and(|t| t.xfer == xfer);
-        self.streams.values_mut().find(is_it)?.take()
+        let mut sent = || self.streams.values_mut().find(is_it)?.take();
+        let lent = self.lent.remove(&xfer);
+        lent.or_else(|| sent().map(|transfer| transfer.lease))
     }
 
     fn credit(&mut self, xfer: u32, bytes: u64, now: Instant) {
@@ -285,8 +353,8 @@ impl<B> Control<B> {
         if transfer.out.resend(chunk) {
             return None;
         }
-        let transfer = self.take(xfer)?;
-        leases.close(transfer.lease, self.id);
+        let lease = self.take(xfer)?;
+        leases.close(lease, self.id);
         Some(Message::Reject {
             xfer,
             code: RejectCode::Malformed,
@@ -294,7 +362,10 @@ impl<B> Control<B> {
     }
 
     /// The data connection answers for a running transfer, after the last byte of it.
-    fn cancel(&mut self, xfer: u32) -> Option<Message> {
+    fn cancel(&mut self, xfer: u32, leases: &mut LeaseTable<B>) -> Option<Message> {
+        if let Some(lease) = self.lent.remove(&xfer) {
+            leases.close(lease, self.id);
+        }
         let Some(transfer) = self.transfer(xfer) else {
             return Some(Message::Cancelled { xfer });
         };
@@ -303,17 +374,15 @@ impl<B> Control<B> {
     }
 
     fn done(&mut self, xfer: u32, leases: &mut LeaseTable<B>) -> Option<Message> {
-        let transfer = self.take(xfer)?;
-        leases.consume(transfer.lease);
-        Some(Message::Released {
-            lease: transfer.lease,
-        })
+        let lease = self.take(xfer)?;
+        leases.consume(lease);
+        Some(Message::Released { lease })
     }
 
     /// A transfer is over, and the lease stays for the next.
     fn received(&mut self, xfer: u32, leases: &mut LeaseTable<B>) {
-        if let Some(transfer) = self.take(xfer) {
-            leases.close(transfer.lease, self.id);
+        if let Some(lease) = self.take(xfer) {
+            leases.close(lease, self.id);
         }
     }
 
@@ -425,6 +494,17 @@ fn heartbeat<B>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Placed for () {
+        fn place(&self) -> Place {
+            Place {
+                mark: 0,
+                stamp: 1,
+                offset: 0,
+            }
+        }
+    }
+
     use crate::geometry::tests::layout;
     use crate::lease::LeaseTerms;
     use proptest::prelude::*;

@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use baton_kv::{KvLayout, LeaseToken};
 
-use crate::geometry::ChunkMap;
+use baton_shm::Place;
+
+use crate::geometry::{ChunkMap, Window};
 use crate::incoming::{Incoming, Verdict};
 use crate::wire::{
-    CHUNK_HEADER_LEN, ChunkHeader, MAX_CHUNK, Message, Open, WireError, decode_chunk_header,
+    CHUNK_HEADER_LEN, ChunkHeader, Lent, MAX_CHUNK, Message, Open, WireError, decode_chunk_header,
 };
 use crate::{RejectCode, TransferError};
 
@@ -42,6 +44,47 @@ pub(crate) struct Limits {
     pub(crate) idle_timeout: Duration,
     pub(crate) asked: Instant,
     pub(crate) deadline: Instant,
+}
+
+/// Where the bytes come from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// Chunks on the data connection.
+    Chunks,
+    /// The producer's memory.
+    Memory(Loan),
+}
+
+/// Blocks in the producer's memory.
+#[derive(Debug)]
+pub(crate) struct Loan {
+    pub(crate) place: Place,
+    /// The room, counted from the beginning of the memory.
+    pub(crate) room: Range<usize>,
+    window: Window,
+    bytes: usize,
+}
+
+impl Loan {
+    /// `None` for a room that no memory holds, or that has no such blocks.
+    fn new(layout: &KvLayout, lent: &Lent) -> Option<Self> {
+        let begin = usize::try_from(lent.place.offset).ok()?;
+        let bytes = |n: u32| layout.block_bytes().checked_mul(n as usize);
+        let blocks = lent.first_block..lent.first_block.checked_add(lent.n_blocks)?;
+        Some(Self {
+            place: lent.place,
+            room: begin..begin.checked_add(bytes(lent.room_blocks)?)?,
+            window: Window::new(layout, lent.room_blocks, blocks)?,
+            bytes: bytes(lent.n_blocks)?,
+        })
+    }
+
+    /// The pieces of the memory that follow each other in the buffer, from its beginning.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = Range<usize>> {
+        let begin = self.room.start;
+        let pieces = self.window.pieces(0..self.bytes);
+        pieces.map(move |piece| begin + piece.start..begin + piece.end)
+    }
 }
 
 /// What follows from a chunk.
@@ -155,11 +198,14 @@ impl Fetch {
         })
     }
 
-    /// Takes the producer's answer: how it cuts the transfer into chunks.
+    /// Takes the producer's answer: how it cuts the transfer into chunks, or where it lies.
     ///
     /// # Errors
     /// When it refuses, or its answer does not fit the question.
-    pub(crate) fn answered(&mut self, answer: &Message) -> Result<(), TransferError> {
+    pub(crate) fn answered(&mut self, answer: &Message) -> Result<Source, TransferError> {
+        let unexpected = WireError::Unexpected {
+            message: answer.name(),
+        };
         let map = match *answer {
             Message::Accept {
                 chunk_bytes,
@@ -167,29 +213,54 @@ impl Fetch {
                 total_bytes,
                 ..
             } => self.agree(chunk_bytes as usize, total_chunks, total_bytes),
+            Message::Lent(lent) => {
+                let map = self.map(lent.n_blocks, MAX_CHUNK);
+                let loan = Loan::new(&self.layout, &lent).filter(|_| self.begin(map));
+                return loan.map(Source::Memory).ok_or(unexpected.into());
+            }
             Message::Reject { code, .. } => return Err(TransferError::Rejected(code)),
             _ => None,
         };
-        let unexpected = WireError::Unexpected {
-            message: answer.name(),
+        let is_ours = self.begin(map);
+        is_ours.then_some(Source::Chunks).ok_or(unexpected.into())
+    }
+
+    /// Whether the transfer is as we, and an earlier attempt, understand it; it begins then.
+    fn begin(&mut self, map: Option<ChunkMap>) -> bool {
+        let Some(map) = map else {
+            return false;
         };
-        let map = map.ok_or(unexpected)?;
         let window = self.limits.window;
         let incoming = self
             .incoming
             .get_or_insert_with(|| Incoming::new(map.clone(), window));
         self.is_accepted = *incoming.map() == map;
-        self.is_accepted.then_some(()).ok_or(unexpected.into())
+        self.is_accepted
     }
 
     /// The producer sends the blocks that lie together on its side, which may be fewer than were asked for.
     fn agree(&self, chunk_bytes: usize, n_chunks: u32, bytes: u64) -> Option<ChunkMap> {
-        let n_available = self.wanted.available().len();
         u32::try_from(bytes / self.layout.block_bytes().max(1) as u64)
             .ok()
-            .filter(|&n_blocks| n_blocks as usize <= n_available && chunk_bytes <= MAX_CHUNK)
-            .and_then(|n_blocks| ChunkMap::new(&self.layout, n_blocks, chunk_bytes))
+            .and_then(|n_blocks| self.map(n_blocks, chunk_bytes))
             .filter(|map| map.n_chunks() == n_chunks && map.total_bytes() as u64 == bytes)
+    }
+
+    fn map(&self, n_blocks: u32, chunk_bytes: usize) -> Option<ChunkMap> {
+        let is_asked = n_blocks as usize <= self.wanted.available().len();
+        (is_asked && chunk_bytes <= MAX_CHUNK)
+            .then(|| ChunkMap::new(&self.layout, n_blocks, chunk_bytes))?
+    }
+
+    /// Takes what was copied out of the producer's memory, and whether it was still what it was said to be afterwards.
+    ///
+    /// # Errors
+    /// When it was not.
+    pub(crate) fn copied(&mut self, is_held: bool) -> Result<(), TransferError> {
+        let incoming = self.incoming.as_mut().filter(|_| is_held);
+        let incoming = incoming.ok_or(TransferError::Rejected(RejectCode::Expired))?;
+        incoming.complete();
+        Ok(())
     }
 
     /// Takes the header of the next chunk: where its payload goes in the buffer.

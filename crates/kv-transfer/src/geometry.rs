@@ -126,6 +126,20 @@ impl Window {
         })
     }
 
+    /// Blocks of the part.
+    pub(crate) fn lease_blocks(&self) -> u32 {
+        narrow(self.lease_blocks)
+    }
+
+    /// The first block, counted from the first of the part.
+    pub(crate) fn first_block(&self) -> u32 {
+        narrow(self.first_block)
+    }
+
+    pub(crate) fn n_blocks(&self) -> u32 {
+        narrow(self.n_blocks)
+    }
+
     /// The pieces of the lease's bytes that make up `range` of the transfer, in order.
     pub(crate) fn pieces(&self, range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         // The whole lease is one piece, however long: source and transfer are then the same bytes.
@@ -146,6 +160,11 @@ impl Window {
             (len > 0).then_some(begin..begin + len)
         })
     }
+}
+
+/// Counts of blocks come from 32 bits.
+fn narrow(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 /// The range and the chunks that a peer asks for: `blocks` out of those that lie together in `part`, both counted from the

@@ -96,6 +96,13 @@ impl Incoming {
         Verdict::GivenUp
     }
 
+    /// Everything is there, by other means than chunks.
+    pub(crate) fn complete(&mut self) {
+        self.have.fill(true);
+        self.pending = 0;
+        self.given_up = 0;
+    }
+
     /// What to grant the producer now, once it is worth a message.
     pub(crate) fn grant(&mut self) -> Option<u64> {
         let is_due = self.ungranted * 2 >= self.window && self.pending > 0;

@@ -26,6 +26,7 @@ mod geometry;
 mod handshake;
 mod incoming;
 mod lease;
+mod memory;
 mod net;
 mod outgoing;
 mod secret;

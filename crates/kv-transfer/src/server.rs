@@ -6,7 +6,6 @@
 
 mod building;
 mod connection;
-mod pool;
 mod stats;
 
 use std::collections::BTreeMap;
@@ -18,15 +17,16 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use baton_kv::{BlockId, Fingerprint, KvLayout, KvTransferParams, Kvx, LeaseToken, UUID_LIMIT};
+use baton_shm::{Arena, Door, Room};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::RejectCode;
 use crate::control::Terms;
 use crate::lease::{LeaseTable, LeaseTerms};
+use crate::memory::door_name;
 use crate::secret::{Secret, fingerprint};
 use crate::wire::MAX_CHUNK;
 use connection::Session;
-use pool::{Pool, Stored};
 use stats::Counters;
 
 pub use building::Building;
@@ -52,6 +52,8 @@ pub struct KvServerConfig {
     pub tensor_parallel: u32,
     /// Host memory that leases may hold, in bytes.
     pub pool_bytes: u64,
+    /// Whether consumers on this machine may read that memory in place of a socket.
+    pub shares_memory: bool,
     /// Life of a lease without heartbeats.
     pub lease_ttl: Duration,
     /// Life of a lease whatever heartbeats come.
@@ -81,6 +83,7 @@ impl KvServerConfig {
             layout,
             tensor_parallel: 1,
             pool_bytes: 1 << 30,
+            shares_memory: true,
             lease_ttl: Duration::from_secs(15),
             lease_cap: Duration::from_secs(600),
             max_connections: 1024,
@@ -142,8 +145,8 @@ pub enum PublishError {
 #[derive(Debug)]
 pub struct KvServer {
     shared: Arc<Shared>,
-    acceptor: Option<JoinHandle<()>>,
-    reaper: Option<JoinHandle<()>>,
+    door: Option<Arc<Door>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// What all threads of a server share.
@@ -152,8 +155,8 @@ struct Shared {
     cfg: KvServerConfig,
     terms: Arc<Terms>,
     addr: SocketAddr,
-    pool: Arc<Pool>,
-    leases: Mutex<LeaseTable<Stored>>,
+    arena: Arc<Arena>,
+    leases: Mutex<LeaseTable<Room>>,
     leases_changed: Condvar,
     /// Sessions by connection token.
     sessions: Mutex<BTreeMap<[u8; 16], Arc<Session>>>,
@@ -182,13 +185,22 @@ impl KvServer {
         let shared = Arc::new(Shared::new(cfg, listener.local_addr()?)?);
         let mut server = Self {
             shared: Arc::clone(&shared),
-            acceptor: None,
-            reaper: None,
+            door: shared.open_door().map(Arc::new),
+            threads: Vec::new(),
         };
-        let for_reaper = Arc::clone(&shared);
-        server.reaper = Some(spawn("kvx-reaper", move || for_reaper.reap())?);
-        server.acceptor = Some(spawn("kvx-accept", move || accept(&shared, &listener))?);
+        let reaper = Arc::clone(&shared);
+        server.run("kvx-reaper", move || reaper.reap())?;
+        if let Some(door) = server.door.clone() {
+            let porter = Arc::clone(&shared);
+            server.run("kvx-door", move || porter.answer(&door))?;
+        }
+        server.run("kvx-accept", move || accept(&shared, &listener))?;
         Ok(server)
+    }
+
+    fn run(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        self.threads.push(spawn(name, body)?);
+        Ok(())
     }
 
     /// Where it listens.
@@ -200,15 +212,20 @@ impl KvServer {
     /// Keeps `export` under a new lease and says how to fetch it.
     ///
     /// # Errors
-    /// When there is no room, the server drains, or the export contradicts itself. The bytes are dropped then.
-    pub fn publish(&self, export: Export) -> Result<KvTransferParams, PublishError> {
+    /// When there is no room, the server drains, or the export contradicts itself.
+    pub fn publish(&self, export: &Export) -> Result<KvTransferParams, PublishError> {
         let shape = PublishError::Shape {
             blocks: export.blocks.len(),
             tokens: export.n_tokens,
             bytes: export.data.len(),
         };
         let (_, mut building) = self.begin(export.n_tokens)?;
-        building.append(&export.blocks, export.data)?;
+        let mut room = building.room(export.blocks.len())?;
+        if room.len() != export.data.len() {
+            return Err(shape);
+        }
+        room.copy_from_slice(&export.data);
+        building.append(&export.blocks, room)?;
         building.finish().ok_or(shape)
     }
 
@@ -287,10 +304,10 @@ impl KvServer {
 impl Drop for KvServer {
     fn drop(&mut self) {
         self.shared.stop();
-        for thread in [self.acceptor.take(), self.reaper.take()]
-            .into_iter()
-            .flatten()
-        {
+        if let Some(door) = &self.door {
+            door.wake();
+        }
+        for thread in self.threads.drain(..) {
             // A thread that panicked has nothing left to clean up.
             let _ = thread.join();
         }
@@ -314,7 +331,7 @@ impl Shared {
             cap: cfg.lease_cap,
         };
         Ok(Self {
-            pool: Arc::new(Pool::new(cfg.pool_bytes)),
+            arena: Arena::new(usize::try_from(cfg.pool_bytes).unwrap_or(usize::MAX))?,
             cfg,
             terms: Arc::new(terms),
             addr,
@@ -382,11 +399,47 @@ impl Shared {
         }
     }
 
-    fn append(&self, id: u64, stored: Stored, n_blocks: u32) -> Result<(), PublishError> {
+    fn room(&self, n_blocks: usize) -> Result<Room, PublishError> {
+        let bytes = self.cfg.layout.block_bytes().saturating_mul(n_blocks);
+        let arena = &self.arena;
+        arena.room(bytes).ok_or_else(|| PublishError::PoolFull {
+            bytes: bytes as u64,
+            used: arena.used() as u64,
+            limit: arena.limit() as u64,
+        })
+    }
+
+    /// Where consumers of this machine get at the memory, if they can.
+    fn open_door(&self) -> Option<Door> {
+        let is_shared = self.cfg.shares_memory && self.arena.file().is_some();
+        is_shared
+            .then(|| Door::new(&door_name(self.terms.boot_id)))?
+            .ok()
+    }
+
+    /// Lets consumers see the memory who have proved themselves on a control connection.
+    fn answer(&self, door: &Door) {
+        let Some(file) = self.arena.file() else {
+            return;
+        };
+        while !self.is_stopping() {
+            let answered = door.answer(file, |conn| {
+                let session = self.sessions.lock().get(conn).cloned();
+                session.is_some_and(|session| session.show_memory())
+            });
+            if let Err(error) = answered {
+                tracing::debug!(%error, "shared memory was asked for in vain");
+                // Should nobody ever be heard again, this must not spin.
+                thread::park_timeout(Duration::from_millis(1));
+            }
+        }
+    }
+
+    fn append(&self, id: u64, data: Room, n_blocks: u32) -> Result<(), PublishError> {
         let is_there = self
             .leases
             .lock()
-            .append(id, stored, n_blocks, Instant::now());
+            .append(id, data, n_blocks, Instant::now());
         self.leases_changed.notify_all();
         self.wake_sessions();
         is_there.then_some(()).ok_or(PublishError::Gone)
@@ -442,7 +495,7 @@ impl Shared {
     fn stats(&self) -> ServerStats {
         let mut stats = self.counters.snapshot();
         stats.leases = self.leases.lock().len();
-        stats.lease_bytes = self.pool.used();
+        stats.lease_bytes = self.arena.used() as u64;
         stats.connections = self.sockets.lock().len();
         stats
     }

@@ -13,7 +13,7 @@
 mod cursor;
 mod message;
 
-pub use message::{Hello, Message, Open, decode_message};
+pub use message::{Hello, Lent, Message, Open, decode_message};
 
 use cursor::Cursor;
 
@@ -32,6 +32,9 @@ pub const MAX_BODY: usize = 1 << 20;
 pub const MAX_BODY_BEFORE_AUTH: usize = 1 << 10;
 /// Longest payload of a chunk.
 pub const MAX_CHUNK: usize = 1 << 20;
+
+/// In place of a data connection's number: memory that both sides see.
+pub const MEMORY: u16 = 0;
 
 const PREFACE_MAGIC: [u8; 4] = *b"KVX1";
 const CHUNK_MAGIC: u16 = 0x784b;
@@ -314,6 +317,22 @@ mod tests {
             )
     }
 
+    fn lent() -> impl Strategy<Value = Message> {
+        any::<((u32, u32), (u32, u32), (u32, u64, u64))>().prop_map(|(of, room, place)| {
+            Message::Lent(Lent {
+                xfer: of.0,
+                n_blocks: of.1,
+                room_blocks: room.0,
+                first_block: room.1,
+                place: baton_shm::Place {
+                    mark: place.0,
+                    stamp: place.1,
+                    offset: place.2,
+                },
+            })
+        })
+    }
+
     fn code() -> impl Strategy<Value = crate::RejectCode> {
         prop::sample::select(&crate::RejectCode::ALL[..])
     }
@@ -351,6 +370,7 @@ mod tests {
             any::<(u32, u32)>().prop_map(|(xfer, chunk)| Message::Nack { xfer, chunk }),
             any::<u32>().prop_map(|xfer| Message::Done { xfer }),
             any::<u32>().prop_map(|xfer| Message::Received { xfer }),
+            lent(),
         ]
     }
 

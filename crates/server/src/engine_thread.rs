@@ -96,11 +96,23 @@ struct Open {
 
 impl Open {
     /// Adds blocks to what the other side can fetch, which is complete when the prompt is.
-    fn hand_on(&mut self, blocks: &[BlockId], n_tokens: u32, data: Vec<u8>) {
+    fn hand_on(
+        &mut self,
+        engine: &mut Engine,
+        blocks: &[BlockId],
+        n_tokens: u32,
+    ) -> Result<(), RunnerError> {
         let Some(mut outgoing) = self.outgoing.take() else {
-            return;
+            return Ok(());
         };
-        match outgoing.append(blocks, data) {
+        let added = match outgoing.room(blocks.len()) {
+            Ok(mut room) => {
+                engine.export(blocks, &mut room)?;
+                outgoing.append(blocks, room)
+            }
+            Err(full) => Err(full),
+        };
+        match added {
             Ok(()) if n_tokens < outgoing.n_tokens() => self.outgoing = Some(outgoing),
             Ok(()) => {
                 if let Some(params) = outgoing.finish() {
@@ -110,6 +122,7 @@ impl Open {
             // The other side computes the prompt itself then.
             Err(error) => tracing::debug!(%error, "nothing handed over"),
         }
+        Ok(())
     }
 }
 
@@ -133,7 +146,7 @@ impl Driver {
             }
             self.end_what_nobody_wants();
             let progress = self.engine.step(&mut events)?;
-            self.publish(&mut events);
+            self.publish(&mut events)?;
             self.measure();
             if progress == Progress::Idle {
                 let Ok(command) = self.inbox.recv() else {
@@ -240,7 +253,7 @@ impl Driver {
         });
     }
 
-    fn publish(&mut self, events: &mut Vec<Event>) {
+    fn publish(&mut self, events: &mut Vec<Event>) -> Result<(), RunnerError> {
         let now = Instant::now();
         for event in events.drain(..) {
             match event {
@@ -283,14 +296,14 @@ impl Driver {
                     seq,
                     blocks,
                     n_tokens,
-                    data,
                 } => {
                     if let Some(sequence) = self.open.get_mut(&seq) {
-                        sequence.hand_on(&blocks, n_tokens, data);
+                        sequence.hand_on(&mut self.engine, &blocks, n_tokens)?;
                     }
                 }
             }
         }
+        Ok(())
     }
 
     fn token(&mut self, now: Instant, seq: SeqId, token: Token) {

@@ -8,15 +8,20 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use baton_shm::View;
+
 use super::Shared;
 use super::job::{Job, Pulled};
 use super::memory::Buffer;
 use super::session::{DataStream, Session};
 use crate::TransferError;
-use crate::fetch::{Closed, Fetch, Limits, Next, Wanted, cause};
+use crate::fetch::{Closed, Fetch, Limits, Loan, Next, Source, Wanted, cause};
 use crate::incoming::Verdict;
 use crate::net::{kind, read_some};
-use crate::wire::{CHUNK_HEADER_LEN, ChunkHeader, Message};
+use crate::wire::{CHUNK_HEADER_LEN, ChunkHeader, MEMORY, Message, WireError};
+
+/// Copied between two looks whether to stop.
+const COPY_BYTES: usize = 8 << 20;
 
 /// How often a wait looks whether it was cancelled.
 pub(super) const CANCEL_CHECK: Duration = Duration::from_millis(50);
@@ -117,8 +122,16 @@ impl<'a> Pull<'a> {
     fn attempt(&self, fetch: &mut Fetch, buffer: &mut Buffer) -> Result<(), TransferError> {
         let stopped = || self.stopped();
         let session = self.job.lease.peer.session(self.deadline, stopped)?;
+        if let Some(view) = session.memory() {
+            return self
+                .transfer(&session, Way::Memory(view), fetch, buffer)?
+                .result;
+        }
         let stream = session.stream(self.shared, self.deadline, stopped)?;
-        let ended = self.transfer(&session, &stream, fetch, buffer);
+        let ended = self.armed(&stream).and_then(|()| {
+            let way = Way::Socket(&stream);
+            self.transfer(&session, way, fetch, buffer)
+        });
         let is_clean = ended.as_ref().is_ok_and(|closed| closed.is_clean);
         if self.job.cancel.disarm() && is_clean {
             session.give_back(stream);
@@ -129,24 +142,29 @@ impl<'a> Pull<'a> {
         ended?.result
     }
 
+    /// Cancelling hangs up on the stream from now on.
+    fn armed(&self, stream: &DataStream) -> Result<(), TransferError> {
+        let broken = |error| TransferError::Broken(kind(&error));
+        self.job
+            .cancel
+            .arm(stream.socket.try_clone().map_err(broken)?);
+        Ok(())
+    }
+
     /// # Errors
     /// When the transfer could not even be asked for.
     fn transfer(
         &self,
         session: &Session,
-        stream: &DataStream,
+        way: Way<'_>,
         fetch: &mut Fetch,
         buffer: &mut Buffer,
     ) -> Result<Closed, TransferError> {
-        match stream.socket.try_clone() {
-            Ok(socket) => self.job.cancel.arm(socket),
-            Err(error) => return Err(TransferError::Broken(kind(&error))),
-        }
-        let (xfer, events) = session.register(stream)?;
+        let (xfer, events) = session.register(way.stream())?;
         let wire = Wire {
             pull: self,
             session,
-            stream,
+            way,
             events,
         };
         let failed = wire.run(xfer, fetch, buffer.bytes_mut()).err();
@@ -157,17 +175,37 @@ impl<'a> Pull<'a> {
                 self.job.lease.consumed();
             }
             // If the message is lost the lease ends by itself.
-            let _ = session.say(stream.number, farewell);
+            let _ = session.say(way.number(), farewell);
         }
         Ok(closed)
     }
 }
 
-/// A transfer on its connection.
+/// How bytes come.
+#[derive(Clone, Copy)]
+enum Way<'a> {
+    Socket(&'a DataStream),
+    Memory(&'a View),
+}
+
+impl<'a> Way<'a> {
+    fn stream(self) -> Option<&'a DataStream> {
+        match self {
+            Self::Socket(stream) => Some(stream),
+            Self::Memory(_) => None,
+        }
+    }
+
+    fn number(self) -> u16 {
+        self.stream().map_or(MEMORY, |stream| stream.number)
+    }
+}
+
+/// A transfer on its way.
 struct Wire<'a> {
     pull: &'a Pull<'a>,
     session: &'a Session,
-    stream: &'a DataStream,
+    way: Way<'a>,
     events: Receiver<Message>,
 }
 
@@ -176,16 +214,60 @@ impl Wire<'_> {
     fn run(&self, xfer: u32, fetch: &mut Fetch, buffer: &mut [u8]) -> Result<(), TransferError> {
         self.say(&fetch.open(xfer, Instant::now()))?;
         let answer = self.answer(fetch)?;
-        fetch.answered(&answer)?;
+        match (self.way, fetch.answered(&answer)?) {
+            (Way::Socket(stream), Source::Chunks) => self.receive_all(stream, fetch, buffer),
+            (Way::Memory(view), Source::Memory(loan)) => self.copy(view, &loan, fetch, buffer),
+            _ => Err(WireError::Unexpected {
+                message: answer.name(),
+            }
+            .into()),
+        }
+    }
+
+    fn receive_all(
+        &self,
+        stream: &DataStream,
+        fetch: &mut Fetch,
+        buffer: &mut [u8],
+    ) -> Result<(), TransferError> {
         while !fetch.is_filled() {
-            self.chunk(fetch, buffer)
+            self.chunk(&stream.socket, fetch, buffer)
                 .map_err(|error| cause(error, self.pull.stopped(), self.events.try_iter()))?;
         }
         Ok(())
     }
 
+    /// Copies out of the producer's memory, which it may take back meanwhile.
+    fn copy(
+        &self,
+        view: &View,
+        loan: &Loan,
+        fetch: &mut Fetch,
+        buffer: &mut [u8],
+    ) -> Result<(), TransferError> {
+        if !view.has(&loan.room) {
+            return Err(WireError::Geometry { chunk: 0 }.into());
+        }
+        let mut filled = 0;
+        for piece in loan.pieces() {
+            for begin in piece.clone().step_by(COPY_BYTES) {
+                let n = COPY_BYTES.min(piece.end - begin);
+                view.copy(begin, &mut buffer[filled..filled + n]);
+                filled += n;
+                let late = || fetch.late(Instant::now());
+                if let Some(why) = self.pull.stopped().or_else(late) {
+                    return Err(why);
+                }
+            }
+        }
+        fetch.copied(view.holds(&loan.place))?;
+        let copied = &self.pull.shared.counters.bytes_copied;
+        copied.fetch_add(filled as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
     fn say(&self, message: &Message) -> Result<(), TransferError> {
-        self.session.say(self.stream.number, message)
+        self.session.say(self.way.number(), message)
     }
 
     fn answer(&self, fetch: &Fetch) -> Result<Message, TransferError> {
@@ -205,11 +287,16 @@ impl Wire<'_> {
     }
 
     /// Receives one chunk and has it judged.
-    fn chunk(&self, fetch: &mut Fetch, buffer: &mut [u8]) -> Result<(), TransferError> {
+    fn chunk(
+        &self,
+        socket: &TcpStream,
+        fetch: &mut Fetch,
+        buffer: &mut [u8],
+    ) -> Result<(), TransferError> {
         let mut header = [0; CHUNK_HEADER_LEN];
-        self.receive(fetch, &mut header)?;
+        receive(socket, fetch, &mut header)?;
         let (header, place) = fetch.header(&header)?;
-        let crc = self.receive(fetch, &mut buffer[place])?;
+        let crc = receive(socket, fetch, &mut buffer[place])?;
         let judged = fetch.payload(&header, crc);
         self.count(&header, judged.verdict);
         judged.replies.iter().try_for_each(|reply| self.say(reply))
@@ -226,24 +313,23 @@ impl Wire<'_> {
         }
     }
 
-    /// Fills `buf` and returns its checksum, computed while the bytes are still in the cache.
-    fn receive(&self, fetch: &Fetch, buf: &mut [u8]) -> Result<u32, TransferError> {
-        let socket: &TcpStream = &self.stream.socket;
-        let (mut filled, mut crc) = (0, 0);
-        while filled < buf.len() {
-            let n = read_some(socket, &mut buf[filled..]).map_err(|e| fetch.unread(kind(&e)))?;
-            crc = crc32c::crc32c_append(crc, &buf[filled..filled + n]);
-            filled += n;
-            if let Some(late) = fetch.late(Instant::now()) {
-                return Err(late);
-            }
-        }
-        Ok(crc)
-    }
-
     fn session_ended(&self) -> TransferError {
         self.session
             .ended()
             .unwrap_or(TransferError::Broken(std::io::ErrorKind::ConnectionAborted))
     }
+}
+
+/// Fills `buf` and returns its checksum, computed while the bytes are still in the cache.
+fn receive(socket: &TcpStream, fetch: &Fetch, buf: &mut [u8]) -> Result<u32, TransferError> {
+    let (mut filled, mut crc) = (0, 0);
+    while filled < buf.len() {
+        let n = read_some(socket, &mut buf[filled..]).map_err(|e| fetch.unread(kind(&e)))?;
+        crc = crc32c::crc32c_append(crc, &buf[filled..filled + n]);
+        filled += n;
+        if let Some(late) = fetch.late(Instant::now()) {
+            return Err(late);
+        }
+    }
+    Ok(crc)
 }

@@ -6,14 +6,16 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
 
+use baton_shm::View;
 use parking_lot::{Condvar, Mutex};
 
 use super::Shared;
 use crate::TransferError;
 use crate::handshake::{ConsumerHandshake, Step, hello};
+use crate::memory;
 use crate::net::{FrameError, hang_up, is_closed, kind, read_frame, remaining, write_frame};
 use crate::server::random;
-use crate::wire::{MAX_BODY, MAX_BODY_BEFORE_AUTH, Message, Preface, Role, WireError};
+use crate::wire::{Lent, MAX_BODY, MAX_BODY_BEFORE_AUTH, Message, Preface, Role, WireError};
 
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 4;
@@ -31,6 +33,8 @@ pub(super) struct Session {
     transfers: Mutex<Transfers>,
     streams: Mutex<Streams>,
     stream_freed: Condvar,
+    /// The producer's memory, if it is on this machine.
+    memory: Option<View>,
 }
 
 #[derive(Debug, Default)]
@@ -43,7 +47,8 @@ struct Transfers {
 #[derive(Debug)]
 struct Running {
     events: SyncSender<Message>,
-    socket: TcpStream,
+    /// What a worker is blocked on, other than the messages.
+    socket: Option<TcpStream>,
     is_accepted: bool,
 }
 
@@ -102,8 +107,12 @@ impl Session {
         let say = |message: &Message| write_frame(&control, 0, message).map_err(|e| io_error(&e));
         say(&Message::Hello(ours))?;
         let mut state = ConsumerHandshake::Greeted { ours };
+        let mut boot_id = 0;
         let conn = loop {
             let (_, message) = read_frame(&control, MAX_BODY_BEFORE_AUTH, deadline)?;
+            if let Message::Hello(theirs) = &message {
+                boot_id = theirs.boot_id;
+            }
             state = match state.on_message(&shared.cfg.secret, message)? {
                 Step::Wait(next) => next,
                 Step::Reply(reply, next) => {
@@ -113,7 +122,11 @@ impl Session {
                 Step::Done(conn) => break conn,
             };
         };
+        let may_share = shared.cfg.shares_memory;
         Ok(Self {
+            memory: may_share
+                .then(|| memory::view(boot_id, &conn).ok())
+                .flatten(),
             addr,
             conn,
             control,
@@ -138,6 +151,7 @@ impl Session {
         let (_, message) = read_frame(&self.control, MAX_BODY, deadline)?;
         match &message {
             Message::Accept { xfer, .. }
+            | Message::Lent(Lent { xfer, .. })
             | Message::Reject { xfer, .. }
             | Message::Cancelled { xfer } => {
                 self.transfers.lock().deliver(*xfer, message);
@@ -155,23 +169,29 @@ impl Session {
         transfers
             .running
             .values()
-            .for_each(|running| hang_up(&running.socket));
+            .filter_map(|running| running.socket.as_ref())
+            .for_each(hang_up);
         transfers.running.clear();
         drop(transfers);
         self.streams.lock().idle.clear();
         self.stream_freed.notify_all();
     }
 
+    pub(super) fn memory(&self) -> Option<&View> {
+        self.memory.as_ref()
+    }
+
     pub(super) fn ended(&self) -> Option<TransferError> {
         self.transfers.lock().ended.clone()
     }
 
-    /// Numbers a transfer; messages about it arrive at the receiver, which closes when the session ends.
+    /// Numbers a transfer, over `stream` if it needs one; messages about it arrive at the receiver, which closes when the session ends.
     pub(super) fn register(
         &self,
-        stream: &DataStream,
+        stream: Option<&DataStream>,
     ) -> Result<(u32, Receiver<Message>), TransferError> {
-        let socket = stream.socket.try_clone().map_err(|e| io_error(&e))?;
+        let socket = stream.map(|stream| stream.socket.try_clone()).transpose();
+        let socket = socket.map_err(|e| io_error(&e))?;
         let (events, receiver) = sync_channel(MAX_EVENTS);
         let mut transfers = self.transfers.lock();
         if let Some(why) = &transfers.ended {
@@ -282,8 +302,10 @@ impl Transfers {
         running.is_accepted |= matches!(message, Message::Accept { .. });
         // A refusal after the acceptance finds the worker waiting for bytes.
         let is_late = running.is_accepted && matches!(message, Message::Reject { .. });
-        if running.events.try_send(message).is_err() || is_late {
-            hang_up(&running.socket);
+        if (running.events.try_send(message).is_err() || is_late)
+            && let Some(socket) = &running.socket
+        {
+            hang_up(socket);
         }
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use baton_kv::{BlockId, KvTransferParams};
 
-use super::pool::Pool;
+use baton_shm::Room;
+
 use super::{PublishError, Shared};
 
 /// A lease that grows. Consumers fetch what is there and are told of what comes; dropped before its end, it takes the lease
@@ -39,11 +40,20 @@ impl Building {
         self.n_tokens
     }
 
-    /// Adds the next blocks: their bytes in the canonical order of [`KvLayout`](baton_kv::KvLayout), of just these blocks.
+    /// Memory for the next `n_blocks` blocks.
     ///
     /// # Errors
-    /// When there is no room, blocks and bytes do not go together or are more than was announced, or the lease is gone.
-    pub fn append(&mut self, blocks: &[BlockId], data: Vec<u8>) -> Result<(), PublishError> {
+    /// When the pool has none.
+    pub fn room(&self, n_blocks: usize) -> Result<Room, PublishError> {
+        self.shared.room(n_blocks)
+    }
+
+    /// Adds the next blocks: `data` holds their bytes in the canonical order of [`KvLayout`](baton_kv::KvLayout), of just
+    /// these blocks.
+    ///
+    /// # Errors
+    /// When blocks and bytes do not go together or are more than was announced, or the lease is gone.
+    pub fn append(&mut self, blocks: &[BlockId], data: Room) -> Result<(), PublishError> {
         let known = self.params.remote_block_ids.len() + blocks.len();
         let fits = !blocks.is_empty()
             && known <= self.n_blocks as usize
@@ -61,10 +71,9 @@ impl Building {
                 bytes: data.len(),
             });
         }
-        let stored = Pool::store(&self.shared.pool, data)?;
         // As many as the layout's sizes allow, so it fits.
         let n = u32::try_from(blocks.len()).unwrap_or(u32::MAX);
-        self.shared.append(self.params.uuid, stored, n)?;
+        self.shared.append(self.params.uuid, data, n)?;
         self.params
             .remote_block_ids
             .extend(blocks.iter().map(|block| block.0));

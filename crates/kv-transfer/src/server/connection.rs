@@ -10,9 +10,9 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use baton_shm::Room;
 use parking_lot::{Condvar, Mutex};
 
-use super::pool::Stored;
 use super::{MAX_PENDING, Shared, random, spawn};
 use crate::RejectCode;
 use crate::control::{Chunk, Control, Work};
@@ -31,7 +31,7 @@ const CHUNK_PATIENCE: u32 = 4;
 /// What the threads of one consumer share.
 #[derive(Debug)]
 pub(super) struct Session {
-    control: Mutex<Control<Stored>>,
+    control: Mutex<Control<Room>>,
     changed: Condvar,
     /// The control connection, for writing.
     writer: Mutex<TcpStream>,
@@ -42,6 +42,11 @@ impl Session {
         // Under the lock, so that a waiter is either before its check or in its wait.
         drop(self.control.lock());
         self.changed.notify_all();
+    }
+
+    /// The consumer sees our memory from now on; `false` if it is gone already.
+    pub(super) fn show_memory(&self) -> bool {
+        self.control.lock().show_memory()
     }
 
     pub(super) fn announce_drain(&self) {
@@ -317,8 +322,13 @@ fn count_message(shared: &Shared, message: &Message) {
 }
 
 fn count_answer(shared: &Shared, answer: &Message) {
-    if let Message::Reject { code, .. } = answer {
-        shared.counters.rejected(*code);
+    match answer {
+        Message::Reject { code, .. } => shared.counters.rejected(*code),
+        Message::Lent(lent) => {
+            let block_bytes = shared.cfg.layout.block_bytes() as u64;
+            shared.counters.lent(block_bytes * u64::from(lent.n_blocks));
+        }
+        _ => {}
     }
 }
 
@@ -348,7 +358,7 @@ fn serve_data(shared: &Shared, stream: &TcpStream, number: u16, session: &Sessio
 }
 
 /// Waits for something to do, a while at most.
-fn next_work(shared: &Shared, stream: &TcpStream, number: u16, session: &Session) -> Work<Stored> {
+fn next_work(shared: &Shared, stream: &TcpStream, number: u16, session: &Session) -> Work<Room> {
     let mut control = session.control.lock();
     if shared.is_stopping() {
         return Work::Close;
@@ -367,10 +377,10 @@ fn next_work(shared: &Shared, stream: &TcpStream, number: u16, session: &Session
 fn send(
     shared: &Shared,
     stream: &TcpStream,
-    chunk: &Chunk<Stored>,
+    chunk: &Chunk<Room>,
     scratch: &mut Vec<u8>,
 ) -> io::Result<()> {
-    let data = &chunk.part.bytes.data;
+    let data = &chunk.part.bytes;
     let payload = gather(data, chunk, scratch);
     let header = ChunkHeader {
         xfer: chunk.xfer,
@@ -386,7 +396,7 @@ fn send(
 }
 
 /// The chunk's bytes: where they lie if they lie together, else copied together.
-fn gather<'a>(data: &'a [u8], chunk: &Chunk<Stored>, scratch: &'a mut Vec<u8>) -> &'a [u8] {
+fn gather<'a>(data: &'a [u8], chunk: &Chunk<Room>, scratch: &'a mut Vec<u8>) -> &'a [u8] {
     let mut pieces = chunk.window.pieces(chunk.range.clone());
     match (pieces.next(), pieces.next()) {
         (Some(only), None) => &data[only],

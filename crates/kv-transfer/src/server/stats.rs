@@ -19,6 +19,8 @@ pub struct ServerStats {
     pub transfers: u64,
     /// Payload sent, chunks sent again included.
     pub bytes_sent: u64,
+    /// Payload that consumers were shown in shared memory.
+    pub bytes_lent: u64,
     /// Heartbeat messages received.
     pub heartbeats: u64,
     /// Chunks that a consumer found damaged.
@@ -49,6 +51,7 @@ pub(super) struct Counters {
     expired: AtomicU64,
     transfers: AtomicU64,
     bytes_sent: AtomicU64,
+    bytes_lent: AtomicU64,
     heartbeats: AtomicU64,
     crc_errors: AtomicU64,
     turned_away: AtomicU64,
@@ -70,6 +73,10 @@ impl Counters {
 
     pub(super) fn sent(&self, bytes: usize) {
         add(&self.bytes_sent, bytes as u64);
+    }
+
+    pub(super) fn lent(&self, bytes: u64) {
+        add(&self.bytes_lent, bytes);
     }
 
     pub(super) fn heartbeat(&self) {
@@ -97,6 +104,7 @@ impl Counters {
             expired: read(&self.expired),
             transfers: read(&self.transfers),
             bytes_sent: read(&self.bytes_sent),
+            bytes_lent: read(&self.bytes_lent),
             heartbeats: read(&self.heartbeats),
             crc_errors: read(&self.crc_errors),
             turned_away: read(&self.turned_away),

@@ -2,6 +2,8 @@
 
 use baton_kv::LeaseToken;
 
+use baton_shm::Place;
+
 use super::{Cursor, WireError};
 use crate::RejectCode;
 
@@ -52,6 +54,21 @@ impl std::fmt::Debug for Open {
     }
 }
 
+/// Where blocks lie that need not be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lent {
+    /// Which transfer.
+    pub xfer: u32,
+    /// Blocks of it: as many as were asked for, or the first of them.
+    pub n_blocks: u32,
+    /// The room that they are in, with others.
+    pub place: Place,
+    /// Blocks in the room, in the canonical order of just these.
+    pub room_blocks: u32,
+    /// The first of the transfer's blocks, counted from the first in the room.
+    pub first_block: u32,
+}
+
 /// One message on a control connection (the two `Attach` ones: on a data connection).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -84,8 +101,11 @@ pub enum Message {
         /// From 1.
         stream: u16,
     },
-    /// Consumer to producer: send these blocks on the data connection that the frame names.
+    /// Consumer to producer: send these blocks on the data connection that the frame names; if it is
+    /// [`MEMORY`](super::MEMORY), say where they lie.
     Open(Open),
+    /// Producer to consumer: they lie there, as long as the room's mark says so.
+    Lent(Lent),
     /// Producer to consumer: chunks will come.
     Accept {
         /// Which transfer.
@@ -221,6 +241,7 @@ impl Message {
             Self::GoAway { .. } => 22,
             Self::Received { .. } => 23,
             Self::Watch { .. } => 24,
+            Self::Lent(_) => 25,
             Self::Unknown { kind } => *kind,
         }
     }
@@ -237,6 +258,7 @@ impl Message {
         match self {
             Self::Hello(hello) => hello.encode_body(out),
             Self::Open(open) => open.encode_body(out),
+            Self::Lent(lent) => lent.encode_body(out),
             Self::Challenge { nonce: proof } | Self::Auth { mac: proof } => out.extend(proof),
             Self::Welcome { mac, conn } => put(mac, conn, out),
             Self::Attach { conn } => out.extend(conn),
@@ -291,7 +313,7 @@ impl Message {
 }
 
 /// Names by kind.
-const NAMES: [&str; 25] = [
+const NAMES: [&str; 26] = [
     "0",
     "HELLO",
     "CHALLENGE",
@@ -317,6 +339,7 @@ const NAMES: [&str; 25] = [
     "GOAWAY",
     "RECEIVED",
     "WATCH",
+    "LENT",
 ];
 
 impl Hello {
@@ -362,6 +385,34 @@ impl Open {
             n_blocks: c.u32()?,
             credit: c.u64()?,
             want: c.bytes()?.to_vec(),
+        })
+    }
+}
+
+impl Lent {
+    fn encode_body(&self, out: &mut Vec<u8>) {
+        let place = &self.place;
+        put(&self.xfer.to_le_bytes(), &self.n_blocks.to_le_bytes(), out);
+        put(
+            &self.room_blocks.to_le_bytes(),
+            &self.first_block.to_le_bytes(),
+            out,
+        );
+        put(&place.stamp.to_le_bytes(), &place.offset.to_le_bytes(), out);
+        out.extend(place.mark.to_le_bytes());
+    }
+
+    fn decode(c: &mut Cursor<'_>) -> Result<Self, WireError> {
+        Ok(Self {
+            xfer: c.u32()?,
+            n_blocks: c.u32()?,
+            room_blocks: c.u32()?,
+            first_block: c.u32()?,
+            place: Place {
+                stamp: c.u64()?,
+                offset: c.u64()?,
+                mark: c.u32()?,
+            },
         })
     }
 }
@@ -419,12 +470,8 @@ pub fn decode_message(kind: u8, body: &[u8]) -> Result<Message, WireError> {
         },
         15 => Message::Done { xfer: c.u32()? },
         16 => Message::Released { lease: c.u64()? },
-        17 => Message::Heartbeat {
-            leases: leases(&mut c)?,
-        },
-        18 => Message::HeartbeatAck {
-            remaining_ms: remaining(&mut c)?,
-        },
+        17 => heartbeat(&mut c)?,
+        18 => heartbeat_ack(&mut c)?,
         19 => Message::Release { lease: c.u64()? },
         20 => Message::Ping { id: c.u64()? },
         21 => Message::Pong { id: c.u64()? },
@@ -436,17 +483,19 @@ pub fn decode_message(kind: u8, body: &[u8]) -> Result<Message, WireError> {
             lease: c.u64()?,
             token: LeaseToken(c.array()?),
         },
+        25 => Message::Lent(Lent::decode(&mut c)?),
         kind => return Ok(Message::Unknown { kind }),
     };
     c.end()?;
     Ok(message)
 }
 
-fn leases(c: &mut Cursor<'_>) -> Result<Vec<u64>, WireError> {
-    Ok(c.list()?.iter().copied().map(u64::from_le_bytes).collect())
+fn heartbeat(c: &mut Cursor<'_>) -> Result<Message, WireError> {
+    let leases = c.list()?.iter().copied().map(u64::from_le_bytes).collect();
+    Ok(Message::Heartbeat { leases })
 }
 
-fn remaining(c: &mut Cursor<'_>) -> Result<Vec<(u64, u32)>, WireError> {
+fn heartbeat_ack(c: &mut Cursor<'_>) -> Result<Message, WireError> {
     let entry = |e: &[u8; 12]| {
         let [l0, l1, l2, l3, l4, l5, l6, l7, m0, m1, m2, m3] = *e;
         (
@@ -454,5 +503,6 @@ fn remaining(c: &mut Cursor<'_>) -> Result<Vec<(u64, u32)>, WireError> {
             u32::from_le_bytes([m0, m1, m2, m3]),
         )
     };
-    Ok(c.list()?.iter().map(entry).collect())
+    let remaining_ms = c.list()?.iter().map(entry).collect();
+    Ok(Message::HeartbeatAck { remaining_ms })
 }

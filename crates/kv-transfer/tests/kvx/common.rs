@@ -44,7 +44,10 @@ pub(crate) fn server_config() -> KvServerConfig {
 }
 
 pub(crate) fn client_config() -> KvClientConfig {
-    KvClientConfig::new(secret(), layout(), 64 << 20)
+    let mut cfg = KvClientConfig::new(secret(), layout(), 64 << 20);
+    // Most tests are about sockets.
+    cfg.shares_memory = false;
+    cfg
 }
 
 pub(crate) fn bytes(n_blocks: u32, seed: u64) -> Vec<u8> {

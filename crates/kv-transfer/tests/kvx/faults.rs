@@ -14,7 +14,7 @@ const N: u32 = 4;
 fn fetch_through(tamper: Tamper) -> (Outcome, u64) {
     let (server, client) = (start(server_config()), KvClient::new(quick()).unwrap());
     let proxy = Proxy::start(server.local_addr(), tamper);
-    let params = proxy.divert(&server.publish(export(N, 1)).unwrap());
+    let params = proxy.divert(&server.publish(&export(N, 1)).unwrap());
     let outcome = fetch(&client, &params);
     let damaged = client.stats().crc_errors;
     (outcome, damaged)
@@ -125,7 +125,7 @@ fn a_producer_that_dawdles_is_given_up_when_the_time_for_it_all_is_over() {
     let proxy = Proxy::start(server.local_addr(), Box::new(dawdle));
     let outcome = fetch(
         &client,
-        &proxy.divert(&server.publish(export(N, 1)).unwrap()),
+        &proxy.divert(&server.publish(&export(N, 1)).unwrap()),
     );
     assert!(
         matches!(outcome, Err(TransferError::TimedOut { .. })),
@@ -166,7 +166,7 @@ fn whatever_happens_on_the_way_no_wrong_byte_gets_through_and_nothing_leaks() {
     let proxy = Proxy::start(server.local_addr(), Box::new(tamper));
     let mut whole = 0;
     for seed in 0..80 {
-        let params = proxy.divert(&server.publish(export(N, seed)).unwrap());
+        let params = proxy.divert(&server.publish(&export(N, seed)).unwrap());
         let Ok(pulled) = fetch(&client, &params) else {
             continue;
         };
@@ -250,7 +250,7 @@ fn a_producer_that_dies_in_mid_transfer_is_noticed() {
             }
         }),
     );
-    let params = proxy.divert(&server.publish(export(N, 1)).unwrap());
+    let params = proxy.divert(&server.publish(&export(N, 1)).unwrap());
     let held = client.hold(&params).unwrap();
     let (_guard, outcome) = start_pull(&client, &held, 0..N);
     rx.recv_timeout(PATIENCE).unwrap();
@@ -262,7 +262,7 @@ fn a_producer_that_dies_in_mid_transfer_is_noticed() {
 #[test]
 fn a_producer_that_is_not_there_is_an_error_at_once() {
     let server = start(server_config());
-    let params = server.publish(export(N, 1)).unwrap();
+    let params = server.publish(&export(N, 1)).unwrap();
     drop(server);
     let client = KvClient::new(client_config()).unwrap();
     assert!(matches!(
@@ -285,7 +285,7 @@ fn dropping_the_guard_in_mid_transfer_frees_both_sides() {
             Fate::Stall
         }),
     );
-    let params = proxy.divert(&server.publish(export(N, 1)).unwrap());
+    let params = proxy.divert(&server.publish(&export(N, 1)).unwrap());
     let held = client.hold(&params).unwrap();
     let (guard, outcome) = start_pull(&client, &held, 0..N);
     rx.recv_timeout(PATIENCE).unwrap();
@@ -306,8 +306,10 @@ fn a_transfer_that_still_waits_is_cancelled_too() {
     let mut cfg = client_config();
     cfg.budget_bytes = layout().block_bytes() as u64;
     let client = KvClient::new(cfg).unwrap();
-    let kept = fetch(&client, &server.publish(export(1, 1)).unwrap()).unwrap();
-    let held = client.hold(&server.publish(export(1, 2)).unwrap()).unwrap();
+    let kept = fetch(&client, &server.publish(&export(1, 1)).unwrap()).unwrap();
+    let held = client
+        .hold(&server.publish(&export(1, 2)).unwrap())
+        .unwrap();
     let (guard, outcome) = start_pull(&client, &held, 0..1);
     drop(guard);
     assert_eq!(
@@ -325,7 +327,7 @@ fn a_transfer_that_waits_for_a_worker_is_cancelled_too() {
     (cfg.n_workers, cfg.idle_timeout) = (1, 2 * PATIENCE);
     let client = KvClient::new(cfg).unwrap();
     let held = client
-        .hold(&proxy.divert(&server.publish(export(N, 1)).unwrap()))
+        .hold(&proxy.divert(&server.publish(&export(N, 1)).unwrap()))
         .unwrap();
     let (_running, _) = start_pull(&client, &held, 0..N);
     let (guard, outcome) = start_pull(&client, &held, 0..N);
@@ -345,7 +347,7 @@ fn dropping_the_client_ends_what_runs_and_what_waits() {
     let client = KvClient::new(cfg).unwrap();
     let pulls: Vec<_> = (0..5)
         .map(|seed| {
-            let params = proxy.divert(&server.publish(export(N, seed)).unwrap());
+            let params = proxy.divert(&server.publish(&export(N, seed)).unwrap());
             let held = client.hold(&params).unwrap();
             let (guard, outcome) = start_pull(&client, &held, 0..N);
             (held, guard, outcome)
@@ -376,7 +378,7 @@ fn two_consumers_of_one_lease_do_not_get_in_each_others_way() {
             Fate::Forward(wire)
         }),
     );
-    let params = server.publish(export(N, 1)).unwrap();
+    let params = server.publish(&export(N, 1)).unwrap();
     let held = one.hold(&proxy.divert(&params)).unwrap();
     let (_guard, outcome) = start_pull(&one, &held, 0..N);
     rx.recv_timeout(PATIENCE).unwrap();
@@ -395,7 +397,9 @@ fn a_callback_that_panics_does_not_stop_the_next_transfer() {
     let mut cfg = client_config();
     cfg.n_workers = 1;
     let client = KvClient::new(cfg).unwrap();
-    let held = client.hold(&server.publish(export(1, 1)).unwrap()).unwrap();
+    let held = client
+        .hold(&server.publish(&export(1, 1)).unwrap())
+        .unwrap();
     let _guard = client.pull(&held, 0, 1, Box::new(|_| panic!("on purpose")));
-    assert!(fetch(&client, &server.publish(export(1, 2)).unwrap()).is_ok());
+    assert!(fetch(&client, &server.publish(&export(1, 2)).unwrap()).is_ok());
 }

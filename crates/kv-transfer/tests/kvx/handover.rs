@@ -31,7 +31,7 @@ fn every_range_of_blocks_arrives_byte_for_byte() {
             if chunk_bytes == 1 && n > 1 {
                 continue;
             }
-            let params = server.publish(export(n, n.into())).unwrap();
+            let params = server.publish(&export(n, n.into())).unwrap();
             let held = client.hold(&params).unwrap();
             assert_eq!((held.n_blocks(), held.n_tokens()), (n, n * 4 - 1));
             let pulled = pull(&client, &held, first..first + count).unwrap();
@@ -58,7 +58,7 @@ fn a_long_transfer_needs_credit_again_and_again() {
     let (server, client) = (start(cfg), KvClient::new(client_config()).unwrap());
     // Twice the window, which is never below two chunks of the longest kind.
     let n = (40 << 20) / layout().block_bytes() as u32;
-    let params = server.publish(export(n, 3)).unwrap();
+    let params = server.publish(&export(n, 3)).unwrap();
     let pulled = fetch(&client, &params).unwrap();
     assert!(pulled.data() == bytes(n, 3));
 }
@@ -71,7 +71,7 @@ fn a_hundred_transfers_run_at_the_same_time() {
     );
     let running: Vec<_> = (0..100)
         .map(|seed| {
-            let params = server.publish(export(3, seed)).unwrap();
+            let params = server.publish(&export(3, seed)).unwrap();
             let held = client.hold(&params).unwrap();
             let (guard, rx) = start_pull(&client, &held, 0..3);
             (seed, held, guard, rx)
@@ -93,7 +93,7 @@ fn a_lease_is_fetched_once() {
         start(server_config()),
         KvClient::new(client_config()).unwrap(),
     );
-    let params = server.publish(export(2, 1)).unwrap();
+    let params = server.publish(&export(2, 1)).unwrap();
     fetch(&client, &params).unwrap();
     assert!(server.wait_idle(PATIENCE));
     assert_eq!(rejected(fetch(&client, &params)), RejectCode::Consumed);
@@ -105,7 +105,7 @@ fn an_expired_lease_yields_nothing() {
     let mut cfg = server_config();
     cfg.lease_ttl = Duration::from_millis(20);
     let (server, client) = (start(cfg), KvClient::new(client_config()).unwrap());
-    let params = server.publish(export(2, 1)).unwrap();
+    let params = server.publish(&export(2, 1)).unwrap();
     assert!(server.wait_idle(PATIENCE));
     assert_eq!((server.stats().expired, server.stats().lease_bytes), (1, 0));
     assert_eq!(rejected(fetch(&client, &params)), RejectCode::Expired);
@@ -116,7 +116,7 @@ fn heartbeats_keep_a_lease_beyond_its_ttl() {
     let mut cfg = server_config();
     cfg.lease_ttl = Duration::from_secs(2);
     let (server, client) = (start(cfg), KvClient::new(client_config()).unwrap());
-    let params = server.publish(export(2, 1)).unwrap();
+    let params = server.publish(&export(2, 1)).unwrap();
     let published = Instant::now();
     let held = client.hold(&params).unwrap();
     eventually("the ttl has passed", || {
@@ -132,7 +132,7 @@ fn a_held_lease_is_released_when_the_last_holder_lets_go() {
         start(server_config()),
         KvClient::new(client_config()).unwrap(),
     );
-    let params = server.publish(export(2, 1)).unwrap();
+    let params = server.publish(&export(2, 1)).unwrap();
     let (one, two) = (client.hold(&params).unwrap(), client.hold(&params).unwrap());
     drop(one);
     eventually("the connection is up", || server.stats().heartbeats > 0);
@@ -148,7 +148,7 @@ fn a_lease_can_be_withdrawn_by_its_owner() {
         start(server_config()),
         KvClient::new(client_config()).unwrap(),
     );
-    let params = server.publish(export(2, 1)).unwrap();
+    let params = server.publish(&export(2, 1)).unwrap();
     assert!(server.release(params.uuid));
     assert!(!server.release(params.uuid));
     assert_eq!(rejected(fetch(&client, &params)), RejectCode::Consumed);
@@ -160,7 +160,7 @@ fn wrong_tokens_unknown_leases_and_other_boots_are_refused() {
         start(server_config()),
         KvClient::new(client_config()).unwrap(),
     );
-    let params = server.publish(export(2, 1)).unwrap();
+    let params = server.publish(&export(2, 1)).unwrap();
     let forged = with_token(&params, LeaseToken([7; 32]));
     assert_eq!(rejected(fetch(&client, &forged)), RejectCode::BadToken);
     // Holding with a forged token and letting go has freed nothing that is not ours to free.
@@ -182,7 +182,7 @@ fn wrong_tokens_unknown_leases_and_other_boots_are_refused() {
 #[test]
 fn a_consumer_with_another_secret_gets_nowhere() {
     let server = start(server_config());
-    let params = server.publish(export(2, 1)).unwrap();
+    let params = server.publish(&export(2, 1)).unwrap();
     let mut cfg = client_config();
     cfg.secret = Secret::new(&[1; 32]).unwrap();
     let client = KvClient::new(cfg).unwrap();
@@ -193,7 +193,7 @@ fn a_consumer_with_another_secret_gets_nowhere() {
 #[test]
 fn what_cannot_fit_is_refused_before_anything_is_sent() {
     let server = start(server_config());
-    let params = server.publish(export(2, 1)).unwrap();
+    let params = server.publish(&export(2, 1)).unwrap();
     let mismatch = |layout: KvLayout| {
         let mut cfg = client_config();
         cfg.layout = layout;
@@ -244,7 +244,7 @@ fn what_cannot_fit_is_refused_before_anything_is_sent() {
 #[test]
 fn only_allowed_producers_are_connected_to() {
     let server = start(server_config());
-    let params = server.publish(export(2, 1)).unwrap();
+    let params = server.publish(&export(2, 1)).unwrap();
     let client = KvClient::new(client_config()).unwrap();
     let elsewhere = KvTransferParams {
         remote_host: "192.0.2.1".into(),
@@ -280,13 +280,13 @@ fn the_pool_is_bounded_and_refills() {
     let mut cfg = server_config();
     cfg.pool_bytes = 3 * layout().block_bytes() as u64;
     let server = start(cfg);
-    let params = server.publish(export(2, 1)).unwrap();
+    let params = server.publish(&export(2, 1)).unwrap();
     assert!(matches!(
-        server.publish(export(2, 1)),
+        server.publish(&export(2, 1)),
         Err(PublishError::PoolFull { .. })
     ));
     server.release(params.uuid);
-    assert!(server.publish(export(3, 1)).is_ok());
+    assert!(server.publish(&export(3, 1)).is_ok());
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn an_export_that_contradicts_itself_is_refused() {
     };
     for bad in [short, long, empty] {
         assert!(matches!(
-            server.publish(bad),
+            server.publish(&bad),
             Err(PublishError::Shape { .. })
         ));
     }
@@ -315,10 +315,10 @@ fn a_draining_server_serves_what_it_has_and_takes_nothing_new() {
         start(server_config()),
         KvClient::new(client_config()).unwrap(),
     );
-    let params = server.publish(export(2, 1)).unwrap();
+    let params = server.publish(&export(2, 1)).unwrap();
     server.drain();
     assert_eq!(
-        server.publish(export(2, 1)).unwrap_err(),
+        server.publish(&export(2, 1)).unwrap_err(),
         PublishError::Draining
     );
     assert!(!server.wait_idle(Duration::ZERO));
@@ -329,7 +329,7 @@ fn a_draining_server_serves_what_it_has_and_takes_nothing_new() {
 #[test]
 fn ranges_outside_the_lease_and_transfers_beyond_the_budget_are_refused() {
     let server = start(server_config());
-    let params = server.publish(export(3, 1)).unwrap();
+    let params = server.publish(&export(3, 1)).unwrap();
     let mut cfg = client_config();
     cfg.budget_bytes = 2 * layout().block_bytes() as u64;
     let client = KvClient::new(cfg).unwrap();
@@ -356,8 +356,10 @@ fn transfers_wait_for_memory_that_the_caller_still_has() {
     let mut cfg = client_config();
     cfg.budget_bytes = 3 * layout().block_bytes() as u64;
     let client = KvClient::new(cfg).unwrap();
-    let first = fetch(&client, &server.publish(export(2, 1)).unwrap()).unwrap();
-    let held = client.hold(&server.publish(export(2, 2)).unwrap()).unwrap();
+    let first = fetch(&client, &server.publish(&export(2, 1)).unwrap()).unwrap();
+    let held = client
+        .hold(&server.publish(&export(2, 2)).unwrap())
+        .unwrap();
     let (_guard, rx) = start_pull(&client, &held, 0..2);
     assert!(rx.try_recv().is_err());
     drop(first);
@@ -370,7 +372,7 @@ fn the_queue_of_transfers_is_bounded() {
     let mut cfg = client_config();
     (cfg.max_queued, cfg.max_held) = (0, 1);
     let client = KvClient::new(cfg).unwrap();
-    let params = server.publish(export(2, 1)).unwrap();
+    let params = server.publish(&export(2, 1)).unwrap();
     let held = client.hold(&params).unwrap();
     let busy = TransferError::Busy {
         what: "queued transfers",

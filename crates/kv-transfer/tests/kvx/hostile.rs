@@ -33,7 +33,7 @@ fn impatient() -> KvServer {
 
 fn serves(server: &KvServer) {
     let client = KvClient::new(client_config()).unwrap();
-    let params = server.publish(export(2, 1)).unwrap();
+    let params = server.publish(&export(2, 1)).unwrap();
     assert!(fetch(&client, &params).unwrap().data() == bytes(2, 1));
 }
 

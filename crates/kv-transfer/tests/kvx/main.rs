@@ -9,3 +9,4 @@ mod early;
 mod faults;
 mod handover;
 mod hostile;
+mod memory;
