@@ -75,7 +75,8 @@ def wire() -> None:
     put("kvx_wire", "preface", b"KVX1" + struct.pack("<BBH", 1, 0, 1))
     seal = struct.pack("<I", 0)
     put("kvx_wire", "chunk_header", struct.pack("<HBBIIIQI", 0x784B, 1, 0, 1, 2, 64, 128, 7) + seal)
-    opened = struct.pack("<IQ32sIIQI", 1, 2, bytes(32), 1, 2, 1 << 20, 0)
+    selection = struct.pack("<7I", 0, 2, 0, 2, 1, 2, 1)
+    opened = struct.pack("<IQ32s", 1, 2, bytes(32)) + selection + struct.pack("<QI", 1 << 20, 0)
     bodies = {
         1: struct.pack("<QQ16sIHH", 1, 2, bytes(16), 1 << 20, 4, 0),
         2: bytes(32),
@@ -91,6 +92,7 @@ def wire() -> None:
         18: struct.pack("<IQI", 1, 7, 500),
         20: bytes(8),
         22: bytes(2),
+        25: struct.pack("<IIQQIII", 1, 1, 1, 32768, 0, 0, 2),
     }
     for kind, body in bodies.items():
         put("kvx_wire", f"frame_{kind:02}", frame(kind, body))

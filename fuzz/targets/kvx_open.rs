@@ -24,21 +24,29 @@ fuzz_target!(|input: &[u8]| {
         dtype: DType::BF16,
         model_fingerprint: 0,
     };
-    let lease_blocks = u32::from(blocks);
+    // Two parts, the second of which may be empty.
+    let (first, all) = (u32::from(blocks & 15), u32::from(blocks));
+    let parts = vec![0..first, first..all];
     let chunk_bytes = usize::from(chunk) * usize::from(factor);
-    let Some(pieces) = pieces(&layout, lease_blocks, &open, chunk_bytes) else {
+    // A peer that may ask for this much has proved itself; here it would only take long.
+    let n = |range: &std::ops::Range<u32>| u64::from(range.end.saturating_sub(range.start));
+    let (asked, s) = (n(&open.selection.blocks), &open.selection);
+    if asked.saturating_mul(s.block_size.into()) > 1 << 16 {
+        return;
+    }
+    let Some(pieces) = pieces(&layout, parts.clone(), &open, chunk_bytes) else {
         return;
     };
-    let lease_bytes = layout.block_bytes() * lease_blocks as usize;
-    assert!(
-        pieces
-            .iter()
-            .all(|p| p.start < p.end && p.end <= lease_bytes)
-    );
-    let sent: usize = pieces.iter().map(ExactSizeIterator::len).sum();
+    for (part, piece) in &pieces {
+        let bytes = |part: &usize| layout.block_bytes() * parts[*part].len();
+        assert!(piece.start < piece.end);
+        assert!(part.as_ref().is_none_or(|part| piece.end <= bytes(part)));
+    }
+    let sent: usize = pieces.iter().map(|(_, piece)| piece.len()).sum();
     assert!(sent as u64 <= open.credit);
-    let asked = layout.block_bytes() * open.n_blocks as usize;
-    if open.want.is_empty() && open.credit >= asked as u64 {
-        assert_eq!(sent, asked);
+    let vector = u64::from(layout.head_dim) * layout.dtype.bytes() as u64;
+    let asked = asked * u64::from(s.block_size) * 2 * vector * n(&s.heads) * n(&s.layers);
+    if open.want.is_empty() && open.credit >= asked {
+        assert_eq!(sent as u64, asked);
     }
 });

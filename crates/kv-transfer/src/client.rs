@@ -1,8 +1,8 @@
 //! The consumer: keeps leases of producers alive, and pulls their blocks into host memory.
 //!
 //! A producer gets one control connection, kept by a thread of its own that also sends the heartbeats; a fixed
-//! number of workers run the transfers, each on a data connection that it has to itself meanwhile. Dropping the
-//! [`KvClient`] cancels what runs and joins all threads.
+//! number of workers run the transfers, a long one on several data connections, each of which it has to itself meanwhile.
+//! Dropping the [`KvClient`] cancels what runs and joins all threads.
 //! Not here: what a failed transfer means for its request.
 
 mod job;
@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -25,10 +26,11 @@ use baton_kv::{KvLayout, KvTransferParams, Kvx};
 use parking_lot::Mutex;
 
 use crate::TransferError;
+use crate::geometry::Shard;
 use crate::secret::{Secret, fingerprint};
 use crate::server::spawn;
 use job::{Completion, Job};
-use link::{Lease, Peer};
+use link::{Lease, Peer, Terms};
 use memory::Memory;
 use queue::Queue;
 
@@ -80,16 +82,20 @@ impl PeerPolicy {
 pub struct KvClientConfig {
     /// The pool's secret.
     pub secret: Secret,
-    /// Layout of the KV that is wanted.
+    /// Layout of the KV that is wanted, of the whole model. The producer's blocks may be of another size.
     pub layout: KvLayout,
+    /// The KV heads that are wanted, as far as the producer has them.
+    pub heads: Range<u32>,
     /// Host memory for transfers, from their start until the caller drops what was pulled. In bytes.
     pub budget_bytes: u64,
     /// Producers that may be connected to.
     pub peers: PeerPolicy,
     /// Whether to read the memory of a producer on this machine in place of a socket.
     pub shares_memory: bool,
-    /// Data connections to one producer, and so transfers from it at the same time.
+    /// Data connections to one producer.
     pub n_streams: usize,
+    /// A transfer takes another data connection for every so many bytes.
+    pub stripe_bytes: usize,
     /// Transfers at the same time.
     pub n_workers: usize,
     /// Transfers that may wait for a worker.
@@ -98,7 +104,7 @@ pub struct KvClientConfig {
     pub max_held: usize,
     /// Producers at the same time.
     pub max_peers: usize,
-    /// Bytes in flight of one transfer; at least two chunks.
+    /// Bytes in flight on one data connection; at least two chunks.
     pub window_bytes: u64,
     /// To connect.
     pub connect_timeout: Duration,
@@ -111,16 +117,18 @@ pub struct KvClientConfig {
 }
 
 impl KvClientConfig {
-    /// The defaults: loopback producers only, two data connections each, four workers.
+    /// The defaults: loopback producers only, four data connections each, four workers.
     #[must_use]
     pub fn new(secret: Secret, layout: KvLayout, budget_bytes: u64) -> Self {
         Self {
             secret,
+            heads: 0..layout.n_kv_heads,
             layout,
             budget_bytes,
             peers: PeerPolicy::default(),
             shares_memory: true,
-            n_streams: 2,
+            n_streams: 4,
+            stripe_bytes: 16 << 20,
             n_workers: 4,
             max_queued: 256,
             max_held: 4096,
@@ -200,10 +208,16 @@ impl Held {
         self.lease.n_tokens
     }
 
-    /// Blocks that can be pulled.
+    /// Blocks that can be pulled, of the consumer's size.
     #[must_use]
     pub fn n_blocks(&self) -> u32 {
         self.lease.n_blocks
+    }
+
+    /// The KV heads that a pull brings: those that are wanted and that the producer has.
+    #[must_use]
+    pub fn heads(&self) -> Range<u32> {
+        self.lease.heads.clone()
     }
 }
 
@@ -215,6 +229,7 @@ impl KvClient {
     pub fn new(mut cfg: KvClientConfig) -> io::Result<Self> {
         cfg.window_bytes = cfg.window_bytes.max(2 * crate::wire::MAX_CHUNK as u64);
         cfg.n_streams = cfg.n_streams.max(1);
+        cfg.stripe_bytes = cfg.stripe_bytes.max(1);
         let n_workers = cfg.n_workers.max(1);
         let shared = Arc::new(Shared {
             fingerprint: fingerprint(&cfg.layout),
@@ -252,7 +267,7 @@ impl KvClient {
     /// another shape, the producer is not allowed, or too many leases are held.
     pub fn hold(&self, params: &KvTransferParams) -> Result<Held, TransferError> {
         let kvx = params.kvx.as_ref().ok_or(TransferError::ForeignProducer)?;
-        let n_blocks = self.shared.check(params, kvx)?;
+        let terms = self.shared.check(params, kvx)?;
         let (host, port) = (params.remote_host.as_str(), params.remote_port);
         if !self.shared.cfg.peers.allows_name(host, port) {
             return Err(TransferError::Forbidden {
@@ -260,7 +275,7 @@ impl KvClient {
                 port,
             });
         }
-        let lease = link::hold(&self.shared, params, kvx, n_blocks)?;
+        let lease = link::hold(&self.shared, params, kvx, terms)?;
         Ok(Held {
             lease: Arc::new(lease),
         })
@@ -268,8 +283,8 @@ impl KvClient {
 
     /// Fetches `n_blocks` blocks from `first_block` on, counted from the first of the lease. `done` is called for each
     /// part that has come, on a thread of this client, or before this returns if nothing can be started; once with the
-    /// last. It must not block for long. Of a lease that is still being computed the parts come as they are done. A
-    /// transfer that brings everything consumes the lease.
+    /// last. It must not block for long. Of a lease that is still being computed the parts come as they are done. A pull
+    /// that brings everything up to the lease's end releases the lease.
     ///
     /// Dropping the guard cancels: `done` is then told so, unless the last result was on its way already.
     pub fn pull(
@@ -335,8 +350,8 @@ impl Shared {
         }
     }
 
-    /// Whether the KV that `params` names can be used here; returns its number of blocks.
-    fn check(&self, params: &KvTransferParams, kvx: &Kvx) -> Result<u32, TransferError> {
+    /// Whether the KV that `params` names can be used here, and what there is of it.
+    fn check(&self, params: &KvTransferParams, kvx: &Kvx) -> Result<Terms, TransferError> {
         let layout = &self.cfg.layout;
         let differs = |what, ours: &dyn fmt::Display, theirs: &dyn fmt::Display| {
             Err(TransferError::Mismatch {
@@ -351,18 +366,35 @@ impl Shared {
         if kvx.dt != layout.dtype.name() {
             return differs("element type", &layout.dtype, &kvx.dt);
         }
-        if kvx.bs != layout.block_size {
-            return differs("block size", &layout.block_size, &kvx.bs);
-        }
         if kvx.fp.0 != self.fingerprint {
             return differs("model", &baton_kv::Fingerprint(self.fingerprint), &kvx.fp);
         }
-        let n_blocks = layout.blocks_for(kvx.n as usize);
+        let theirs = Shard {
+            layout: KvLayout {
+                block_size: kvx.bs,
+                ..layout.clone()
+            },
+            heads: kvx
+                .hd
+                .map_or(0..layout.n_kv_heads, |(begin, end)| begin..end),
+        };
+        let wanted = &self.cfg.heads;
+        let heads = wanted.start.max(theirs.heads.start)..wanted.end.min(theirs.heads.end);
+        if heads.is_empty() {
+            let shown = |heads: &Range<u32>| format!("{heads:?}");
+            return differs("set of heads", &shown(wanted), &shown(&theirs.heads));
+        }
         let n_ids = params.remote_block_ids.len();
-        if kvx.n == 0 || (n_ids != n_blocks && !(kvx.early && n_ids == 0)) {
+        let is_told = || n_ids == theirs.layout.blocks_for(kvx.n as usize);
+        if kvx.n == 0 || kvx.bs == 0 || !(kvx.early && n_ids == 0 || is_told()) {
             return Err(TransferError::Range);
         }
-        u32::try_from(n_blocks).map_err(|_| TransferError::Range)
+        let n_blocks = u32::try_from(layout.blocks_for(kvx.n as usize));
+        Ok(Terms {
+            n_blocks: n_blocks.map_err(|_| TransferError::Range)?,
+            theirs,
+            heads,
+        })
     }
 
     fn stop(&self) {

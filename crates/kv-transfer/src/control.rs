@@ -1,23 +1,23 @@
 //! One consumer's session as the producer sees it: messages in, answers and chunks out. Pure: bytes come and go
 //! elsewhere, time is an argument.
 //!
-//! A data connection carries one transfer at a time, and a transfer lives on one data connection; whoever breaks
-//! the protocol loses the session, never more.
+//! A data connection carries one transfer at a time, and a transfer lives on one data connection; a consumer that wants to
+//! use several for one lease asks for some layers on each. Whoever breaks the protocol loses the session, never more.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use baton_kv::{KvLayout, LeaseToken};
+use baton_kv::LeaseToken;
 use baton_shm::{Place, Room};
 
 use crate::RejectCode;
-use crate::geometry::{ChunkMap, Window, opened};
+use crate::geometry::{ChunkMap, Shard, Source, opened};
 use crate::lease::{LeaseTable, Part, SessionId};
 use crate::outgoing::{Next, Outgoing};
 use crate::secret::{LeaseClaim, Secret};
-use crate::wire::{Lent, MEMORY, Message, Open, WireError};
+use crate::wire::{Lent, LentRoom, MEMORY, Message, Open, WireError};
 
 /// Leases in one heartbeat, so that the answer fits in a frame.
 pub(crate) const MAX_HEARTBEAT: usize = 1 << 16;
@@ -42,7 +42,8 @@ impl Placed for Room {
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
     pub(crate) secret: Secret,
-    pub(crate) layout: KvLayout,
+    /// What this producer has.
+    pub(crate) ours: Shard,
     pub(crate) boot_id: u64,
     pub(crate) fingerprint: u64,
     pub(crate) chunk_bytes: usize,
@@ -61,12 +62,24 @@ impl Terms {
     }
 }
 
+/// What a transfer sends, where it lies.
+#[derive(Debug)]
+pub(crate) struct Content<B> {
+    pub(crate) parts: Vec<Arc<Part<B>>>,
+    pub(crate) source: Source,
+}
+
+impl<B> Content<B> {
+    fn is_revoked(&self) -> bool {
+        self.parts.iter().any(|part| part.is_revoked())
+    }
+}
+
 #[derive(Debug)]
 struct Transfer<B> {
     xfer: u32,
     lease: u64,
-    part: Arc<Part<B>>,
-    window: Window,
+    content: Arc<Content<B>>,
     out: Outgoing,
     is_cancelled: bool,
     last_progress: Instant,
@@ -79,9 +92,7 @@ pub(crate) struct Chunk<B> {
     pub(crate) chunk: u32,
     /// Its place in the transfer.
     pub(crate) range: Range<usize>,
-    /// Its place in the part.
-    pub(crate) window: Window,
-    pub(crate) part: Arc<Part<B>>,
+    pub(crate) content: Arc<Content<B>>,
 }
 
 /// What a data connection has to do.
@@ -187,7 +198,6 @@ impl<B: Placed> Control<B> {
             }
             Message::Nack { xfer, chunk } => self.nack(xfer, chunk, leases, now),
             Message::Cancel { xfer } => self.cancel(xfer, leases),
-            Message::Done { xfer } => self.done(xfer, leases),
             Message::Received { xfer } => {
                 self.received(xfer, leases);
                 None
@@ -241,20 +251,18 @@ impl<B: Placed> Control<B> {
         } else {
             Err(RejectCode::Busy)
         };
-        let Ok((part, window, _)) = granted else {
-            let code = granted.map_or_else(|code| code, |_| RejectCode::Busy);
-            return Message::Reject { xfer, code };
+        let (content, _) = match granted {
+            Ok(granted) => granted,
+            Err(code) => return Message::Reject { xfer, code },
         };
-        let lent = Lent {
-            xfer,
-            n_blocks: window.n_blocks(),
+        let room = |part: &Arc<Part<B>>| LentRoom {
             place: part.bytes.place(),
-            room_blocks: window.lease_blocks(),
-            first_block: window.first_block(),
+            blocks: part.blocks.clone(),
         };
+        let rooms = content.parts.iter().map(room).collect();
         leases.open(open.lease, self.id);
         self.lent.insert(xfer, open.lease);
-        Message::Lent(lent)
+        Message::Lent(Lent { xfer, rooms })
     }
 
     fn admit(
@@ -264,29 +272,28 @@ impl<B: Placed> Control<B> {
         leases: &LeaseTable<B>,
         now: Instant,
     ) -> Result<Transfer<B>, RejectCode> {
-        let (part, window, map) = self.grant(&open, leases, now)?;
+        let (content, map) = self.grant(&open, leases, now)?;
         if !matches!(self.streams.get(&stream), Some(None)) {
             return Err(RejectCode::Busy);
         }
         Ok(Transfer {
             xfer: open.xfer,
             lease: open.lease,
-            part: Arc::clone(part),
-            window,
+            content: Arc::new(content),
             out: Outgoing::new(map, open.want, open.credit),
             is_cancelled: false,
             last_progress: now,
         })
     }
 
-    /// What a consumer with the right to it gets of what it asks for.
-    fn grant<'a>(
+    /// What a consumer with the right to it asks for.
+    fn grant(
         &self,
         open: &Open,
-        leases: &'a LeaseTable<B>,
+        leases: &LeaseTable<B>,
         now: Instant,
-    ) -> Result<(&'a Arc<Part<B>>, Window, ChunkMap), RejectCode> {
-        if let Some(code) = leases.refusal(open.lease, now) {
+    ) -> Result<(Content<B>, ChunkMap), RejectCode> {
+        if let Some(code) = leases.refusal(open.lease, self.id, now) {
             return Err(code);
         }
         let claim = self.terms.claim(open.lease);
@@ -296,22 +303,14 @@ impl<B: Placed> Control<B> {
         if self.is_known(open.xfer) {
             return Err(RejectCode::Busy);
         }
-        let part = leases.part(open.lease, open.first_block, now)?;
-        let end = open.first_block.checked_add(open.n_blocks);
         let (_, n_blocks) = leases.progress(open.lease).unwrap_or_default();
-        let end_block = end
-            .filter(|&end| end <= n_blocks)
-            .ok_or(RejectCode::Range)?
-            .min(part.blocks.end);
-        let blocks = open.first_block..end_block;
-        let (window, map) = opened(
-            (&self.terms.layout, self.terms.chunk_bytes),
-            &part.blocks,
-            blocks,
-            &open.want,
-        )
-        .ok_or(RejectCode::Range)?;
-        Ok((part, window, map))
+        let blocks = self.terms.ours.blocks_of(&open.selection, n_blocks);
+        let parts = leases.parts(open.lease, blocks.ok_or(RejectCode::Range)?)?;
+        let of = parts.iter().map(|part| part.blocks.clone()).collect();
+        let ours = (&self.terms.ours, self.terms.chunk_bytes);
+        let (source, map) =
+            opened(ours, of, &open.selection, &open.want).ok_or(RejectCode::Range)?;
+        Ok((Content { parts, source }, map))
     }
 
     fn is_known(&self, xfer: u32) -> bool {
@@ -373,16 +372,10 @@ impl<B: Placed> Control<B> {
         None
     }
 
-    fn done(&mut self, xfer: u32, leases: &mut LeaseTable<B>) -> Option<Message> {
-        let lease = self.take(xfer)?;
-        leases.consume(lease);
-        Some(Message::Released { lease })
-    }
-
     /// A transfer is over, and the lease stays for the next.
     fn received(&mut self, xfer: u32, leases: &mut LeaseTable<B>) {
         if let Some(lease) = self.take(xfer) {
-            leases.close(lease, self.id);
+            leases.received(lease, self.id);
         }
     }
 
@@ -406,10 +399,8 @@ impl<B: Placed> Control<B> {
             };
             if ready > *told {
                 *told = ready;
-                news.push(Message::Ready {
-                    lease,
-                    n_blocks: ready,
-                });
+                let n_tokens = ready.saturating_mul(self.terms.ours.layout.block_size);
+                news.push(Message::Ready { lease, n_tokens });
             }
             ready < n_blocks
         });
@@ -432,8 +423,9 @@ impl<B: Placed> Control<B> {
         let (xfer, lease) = (transfer.xfer, transfer.lease);
         let end = if transfer.is_cancelled {
             Message::Cancelled { xfer }
-        } else if transfer.part.is_revoked() {
-            let code = leases.refusal(lease, now).unwrap_or(RejectCode::Internal);
+        } else if transfer.content.is_revoked() {
+            let code = leases.refusal(lease, self.id, now);
+            let code = code.unwrap_or(RejectCode::Internal);
             Message::Reject { xfer, code }
         } else {
             return transfer.work(now, self.terms.starvation);
@@ -452,13 +444,11 @@ impl<B> Transfer<B> {
                     return Work::Close;
                 };
                 self.last_progress = now;
-                let (xfer, window) = (self.xfer, self.window);
                 Work::Send(Chunk {
-                    xfer,
+                    xfer: self.xfer,
                     chunk,
                     range,
-                    window,
-                    part: Arc::clone(&self.part),
+                    content: Arc::clone(&self.content),
                 })
             }
             Next::Starved if now.saturating_duration_since(self.last_progress) > starvation => {
@@ -494,6 +484,9 @@ fn heartbeat<B>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::geometry::tests::{selection, shard};
+    use crate::lease::LeaseTerms;
+    use proptest::prelude::*;
 
     impl Placed for () {
         fn place(&self) -> Place {
@@ -504,10 +497,6 @@ mod tests {
             }
         }
     }
-
-    use crate::geometry::tests::layout;
-    use crate::lease::LeaseTerms;
-    use proptest::prelude::*;
 
     const SECOND: Duration = Duration::from_secs(1);
     const LEASE: u64 = 42;
@@ -523,7 +512,7 @@ mod tests {
         fn new() -> Self {
             let terms = Terms {
                 secret: Secret::new(&[1; 32]).unwrap(),
-                layout: layout(),
+                ours: shard(),
                 boot_id: 1,
                 fingerprint: 2,
                 chunk_bytes: 64,
@@ -560,16 +549,13 @@ mod tests {
         }
 
         fn open(&self) -> Open {
-            let (first_block, n_blocks) = (0, 2);
-            let (token, want) = (self.token, vec![]);
             Open {
                 xfer: 9,
                 lease: LEASE,
-                token,
-                first_block,
-                n_blocks,
+                token: self.token,
+                selection: selection(0..2),
                 credit: 128,
-                want,
+                want: vec![],
             }
         }
 
@@ -601,11 +587,10 @@ mod tests {
         assert!(matches!(bed.work(), Work::Idle));
         bed.say(Message::Credit { xfer: 9, bytes: 64 });
         assert!(matches!(bed.work(), Work::Send(Chunk { chunk: 2, .. })));
-        assert_eq!(
-            bed.say(Message::Done { xfer: 9 }),
-            Some(Message::Released { lease: LEASE })
-        );
+        assert_eq!(bed.say(Message::Received { xfer: 9 }), None);
         assert!(matches!(bed.work(), Work::Idle));
+        let released = Message::Released { lease: LEASE };
+        assert_eq!(bed.say(Message::Release { lease: LEASE }), Some(released));
         assert_eq!(bed.refusal(bed.open()), RejectCode::Consumed);
     }
 
@@ -621,18 +606,17 @@ mod tests {
         assert_eq!(bed.say(watch), None);
         assert_eq!(bed.control.tell(&bed.leases), []);
         assert!(bed.leases.append(LEASE + 1, (), 2, bed.now));
-        let ready = |n_blocks| Message::Ready {
+        let ready = |n_tokens| Message::Ready {
             lease: LEASE + 1,
-            n_blocks,
+            n_tokens,
         };
-        assert_eq!(bed.control.tell(&bed.leases), [ready(2)]);
+        assert_eq!(bed.control.tell(&bed.leases), [ready(4)]);
         assert_eq!(bed.control.tell(&bed.leases), []);
-        let open = |xfer, first_block| Open {
+        let open = |xfer, blocks| Open {
             xfer,
             lease: LEASE + 1,
             token,
-            first_block,
-            n_blocks: 3 - first_block,
+            selection: selection(blocks),
             credit: 1000,
             want: vec![],
         };
@@ -640,18 +624,16 @@ mod tests {
             Some(Message::Accept { total_bytes, .. }) => total_bytes,
             other => panic!("{other:?}"),
         };
-        assert_eq!(
-            accepted(bed.say(Message::Open(open(1, 0)))),
-            768,
-            "two blocks"
-        );
+        assert_eq!(accepted(bed.say(Message::Open(open(1, 0..2)))), 768);
         assert_eq!(bed.say(Message::Received { xfer: 1 }), None);
-        assert_eq!(bed.refusal(open(2, 2)), RejectCode::Range);
+        assert_eq!(bed.refusal(open(2, 1..3)), RejectCode::Range);
         assert!(bed.leases.append(LEASE + 1, (), 1, bed.now));
-        assert_eq!(bed.control.tell(&bed.leases), [ready(3)]);
-        assert_eq!(accepted(bed.say(Message::Open(open(3, 2)))), 384);
+        assert_eq!(bed.control.tell(&bed.leases), [ready(6)]);
+        assert_eq!(accepted(bed.say(Message::Open(open(3, 1..3)))), 768);
+        assert_eq!(bed.say(Message::Received { xfer: 3 }), None);
         let released = Message::Released { lease: LEASE + 1 };
-        assert_eq!(bed.say(Message::Done { xfer: 3 }), Some(released.clone()));
+        let release = Message::Release { lease: LEASE + 1 };
+        assert_eq!(bed.say(release), Some(released.clone()));
         let watch = Message::Watch {
             lease: LEASE + 1,
             token: LeaseToken(token),
@@ -679,10 +661,10 @@ mod tests {
             ..bed.open()
         };
         assert_eq!(bed.refusal(forged), RejectCode::BadToken);
-        for (first_block, n_blocks) in [(0, 0), (0, 3), (2, 1), (u32::MAX, 1), (1, u32::MAX)] {
+        for blocks in [0..0, 0..3, 2..3, u32::MAX - 1..u32::MAX, 1..u32::MAX] {
+            let selection = selection(blocks);
             let open = Open {
-                first_block,
-                n_blocks,
+                selection,
                 ..bed.open()
             };
             assert_eq!(bed.refusal(open), RejectCode::Range);
@@ -693,7 +675,11 @@ mod tests {
         };
         assert_eq!(bed.refusal(odd), RejectCode::Range);
         bed.say(Message::Open(open.clone()));
-        assert_eq!(bed.refusal(Open { xfer: 10, ..open }), RejectCode::Busy);
+        assert_eq!(
+            bed.refusal(Open { xfer: 10, ..open }),
+            RejectCode::Busy,
+            "the stream"
+        );
     }
 
     #[test]
@@ -737,7 +723,7 @@ mod tests {
         bed.now += 6 * SECOND;
         assert!(matches!(bed.work(), Work::Close));
         bed.control.detach(1, &mut bed.leases);
-        assert_eq!(bed.leases.refusal(LEASE, bed.now), None);
+        assert_eq!(bed.leases.refusal(LEASE, SessionId(2), bed.now), None);
     }
 
     #[test]

@@ -2,20 +2,21 @@
 //! another connection, and what the caller gets in the end. Pure: connections, memory and the clock are arguments.
 //!
 //! An attempt is opened, answered, filled chunk by chunk and closed; [`Fetch::next`] says whether another follows, which
-//! asks only for what is missing. No block is handed out of which a byte is not verified.
+//! asks only for what is missing. What a caller wants may come by several transfers at the same time, each with some of the
+//! layers; [`join`] makes one result of theirs. No block is handed out of which a byte is not verified.
 
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use baton_kv::{KvLayout, LeaseToken};
-
+use baton_kv::LeaseToken;
 use baton_shm::Place;
 
-use crate::geometry::{ChunkMap, Window};
+use crate::geometry::{ChunkMap, Piece, Shard, Source};
 use crate::incoming::{Incoming, Verdict};
 use crate::wire::{
-    CHUNK_HEADER_LEN, ChunkHeader, Lent, MAX_CHUNK, Message, Open, WireError, decode_chunk_header,
+    CHUNK_HEADER_LEN, ChunkHeader, LentRoom, MAX_CHUNK, Message, Open, Selection, WireError,
+    decode_chunk_header,
 };
 use crate::{RejectCode, TransferError};
 
@@ -27,12 +28,10 @@ const RESUME_PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Wanted {
     pub(crate) lease: u64,
     pub(crate) token: LeaseToken,
-    /// Blocks that the lease has or will have.
-    pub(crate) n_blocks: u32,
-    /// Those to be fetched, counted from the first of the lease.
-    pub(crate) blocks: Range<u32>,
-    /// Blocks of the lease that are there, as far as is known.
-    pub(crate) n_ready: u32,
+    /// Of what is there already.
+    pub(crate) selection: Selection,
+    /// What the producer has.
+    pub(crate) theirs: Shard,
 }
 
 /// Bounds of a transfer.
@@ -48,42 +47,50 @@ pub(crate) struct Limits {
 
 /// Where the bytes come from.
 #[derive(Debug)]
-pub(crate) enum Source {
+pub(crate) enum Origin {
     /// Chunks on the data connection.
     Chunks,
     /// The producer's memory.
     Memory(Loan),
 }
 
-/// Blocks in the producer's memory.
+/// KV in the producer's memory.
 #[derive(Debug)]
 pub(crate) struct Loan {
-    pub(crate) place: Place,
-    /// The room, counted from the beginning of the memory.
-    pub(crate) room: Range<usize>,
-    window: Window,
+    pub(crate) places: Vec<Place>,
+    /// The rooms, counted from the beginning of the memory.
+    pub(crate) rooms: Vec<Range<usize>>,
+    source: Source,
     bytes: usize,
 }
 
 impl Loan {
-    /// `None` for a room that no memory holds, or that has no such blocks.
-    fn new(layout: &KvLayout, lent: &Lent) -> Option<Self> {
-        let begin = usize::try_from(lent.place.offset).ok()?;
-        let bytes = |n: u32| layout.block_bytes().checked_mul(n as usize);
-        let blocks = lent.first_block..lent.first_block.checked_add(lent.n_blocks)?;
+    /// `None` for rooms that no memory holds, or in which the selection is not.
+    fn new(wanted: &Wanted, rooms: &[LentRoom], bytes: usize) -> Option<Self> {
+        let theirs = &wanted.theirs;
+        let place = |room: &LentRoom| {
+            let begin = usize::try_from(room.place.offset).ok()?;
+            let n_blocks = room.blocks.end.checked_sub(room.blocks.start)?;
+            Some(begin..begin.checked_add(theirs.bytes(n_blocks)?)?)
+        };
+        let parts = rooms.iter().map(|room| room.blocks.clone()).collect();
         Some(Self {
-            place: lent.place,
-            room: begin..begin.checked_add(bytes(lent.room_blocks)?)?,
-            window: Window::new(layout, lent.room_blocks, blocks)?,
-            bytes: bytes(lent.n_blocks)?,
+            places: rooms.iter().map(|room| room.place).collect(),
+            rooms: rooms.iter().map(place).collect::<Option<_>>()?,
+            source: Source::new(theirs, parts, &wanted.selection)?,
+            bytes,
         })
     }
 
-    /// The pieces of the memory that follow each other in the buffer, from its beginning.
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = Range<usize>> {
-        let begin = self.room.start;
-        let pieces = self.window.pieces(0..self.bytes);
-        pieces.map(move |piece| begin + piece.start..begin + piece.end)
+    /// The pieces that follow each other in the buffer, from its beginning; those of the memory counted from its own.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = Piece> {
+        self.source.pieces(0..self.bytes).map(|piece| match piece {
+            Piece::Bytes(room, range) => {
+                let begin = self.rooms[room].start;
+                Piece::Bytes(room, begin + range.start..begin + range.end)
+            }
+            zeros @ Piece::Zeros(_) => zeros,
+        })
     }
 }
 
@@ -116,14 +123,12 @@ pub(crate) enum Next {
     Over(Result<(), TransferError>),
 }
 
-/// What a transfer brought.
+/// What was brought of a selection.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Brought {
     pub(crate) n_blocks: u32,
     /// What they take of the buffer, from its beginning.
     pub(crate) bytes: usize,
-    /// Whether others can be fetched after them.
-    pub(crate) more: bool,
     /// Why not all are here.
     pub(crate) shortfall: Option<TransferError>,
 }
@@ -131,10 +136,9 @@ pub(crate) struct Brought {
 /// The transfer.
 #[derive(Debug)]
 pub(crate) struct Fetch {
-    layout: KvLayout,
     wanted: Wanted,
     limits: Limits,
-    /// Bytes of all that is wanted and there.
+    /// Bytes of all that is wanted.
     bytes: usize,
     /// Outlives the attempts.
     incoming: Option<Incoming>,
@@ -148,25 +152,13 @@ pub(crate) struct Fetch {
 
 impl Fetch {
     /// # Errors
-    /// When the lease has no such blocks, none of them is there, or they fit in no memory.
-    pub(crate) fn new(
-        layout: &KvLayout,
-        wanted: Wanted,
-        limits: Limits,
-    ) -> Result<Self, TransferError> {
-        if wanted.blocks.end > wanted.n_blocks {
-            return Err(TransferError::Range);
-        }
-        let n_available = u32::try_from(wanted.available().len());
-        let whole = n_available
-            .ok()
-            .and_then(|n| ChunkMap::new(layout, n, MAX_CHUNK))
-            .ok_or(TransferError::Range)?;
+    /// When the selection is empty, or fits in no memory.
+    pub(crate) fn new(wanted: Wanted, limits: Limits) -> Result<Self, TransferError> {
+        let whole = ChunkMap::new(&wanted.theirs.layout, &wanted.selection, MAX_CHUNK);
         Ok(Self {
-            layout: layout.clone(),
+            bytes: whole.ok_or(TransferError::Range)?.total_bytes(),
             wanted,
             limits,
-            bytes: whole.total_bytes(),
             incoming: None,
             xfer: 0,
             opened: limits.asked,
@@ -185,14 +177,12 @@ impl Fetch {
         self.xfer = xfer;
         self.opened = now;
         self.is_accepted = false;
-        let blocks = self.wanted.available();
         let want = self.incoming.as_mut().map(Incoming::resume);
         Message::Open(Open {
             xfer,
             lease: self.wanted.lease,
             token: self.wanted.token.0,
-            first_block: blocks.start,
-            n_blocks: blocks.end - blocks.start,
+            selection: self.wanted.selection.clone(),
             credit: self.limits.window,
             want: want.unwrap_or_default(),
         })
@@ -202,54 +192,48 @@ impl Fetch {
     ///
     /// # Errors
     /// When it refuses, or its answer does not fit the question.
-    pub(crate) fn answered(&mut self, answer: &Message) -> Result<Source, TransferError> {
+    pub(crate) fn answered(&mut self, answer: &Message) -> Result<Origin, TransferError> {
         let unexpected = WireError::Unexpected {
             message: answer.name(),
         };
-        let map = match *answer {
+        let origin = match answer {
             Message::Accept {
                 chunk_bytes,
                 total_chunks,
                 total_bytes,
                 ..
-            } => self.agree(chunk_bytes as usize, total_chunks, total_bytes),
-            Message::Lent(lent) => {
-                let map = self.map(lent.n_blocks, MAX_CHUNK);
-                let loan = Loan::new(&self.layout, &lent).filter(|_| self.begin(map));
-                return loan.map(Source::Memory).ok_or(unexpected.into());
-            }
-            Message::Reject { code, .. } => return Err(TransferError::Rejected(code)),
+            } => self
+                .agree(*chunk_bytes as usize, *total_chunks, *total_bytes)
+                .map(|map| (map, Origin::Chunks)),
+            Message::Lent(lent) => Loan::new(&self.wanted, &lent.rooms, self.bytes)
+                .and_then(|loan| Some((self.map(MAX_CHUNK)?, Origin::Memory(loan)))),
+            Message::Reject { code, .. } => return Err(TransferError::Rejected(*code)),
             _ => None,
         };
-        let is_ours = self.begin(map);
-        is_ours.then_some(Source::Chunks).ok_or(unexpected.into())
+        let ours = origin.and_then(|(map, origin)| self.begin(&map).then_some(origin));
+        ours.ok_or(unexpected.into())
     }
 
     /// Whether the transfer is as we, and an earlier attempt, understand it; it begins then.
-    fn begin(&mut self, map: Option<ChunkMap>) -> bool {
-        let Some(map) = map else {
-            return false;
-        };
+    fn begin(&mut self, map: &ChunkMap) -> bool {
         let window = self.limits.window;
         let incoming = self
             .incoming
             .get_or_insert_with(|| Incoming::new(map.clone(), window));
-        self.is_accepted = *incoming.map() == map;
+        self.is_accepted = incoming.map() == map;
         self.is_accepted
     }
 
-    /// The producer sends the blocks that lie together on its side, which may be fewer than were asked for.
     fn agree(&self, chunk_bytes: usize, n_chunks: u32, bytes: u64) -> Option<ChunkMap> {
-        u32::try_from(bytes / self.layout.block_bytes().max(1) as u64)
-            .ok()
-            .and_then(|n_blocks| self.map(n_blocks, chunk_bytes))
+        self.map(chunk_bytes)
             .filter(|map| map.n_chunks() == n_chunks && map.total_bytes() as u64 == bytes)
     }
 
-    fn map(&self, n_blocks: u32, chunk_bytes: usize) -> Option<ChunkMap> {
-        let is_asked = n_blocks as usize <= self.wanted.available().len();
-        (is_asked && chunk_bytes <= MAX_CHUNK)
-            .then(|| ChunkMap::new(&self.layout, n_blocks, chunk_bytes))?
+    fn map(&self, chunk_bytes: usize) -> Option<ChunkMap> {
+        let Wanted {
+            theirs, selection, ..
+        } = &self.wanted;
+        (chunk_bytes <= MAX_CHUNK).then(|| ChunkMap::new(&theirs.layout, selection, chunk_bytes))?
     }
 
     /// Takes what was copied out of the producer's memory, and whether it was still what it was said to be afterwards.
@@ -343,7 +327,6 @@ impl Fetch {
         let corrupt = (given_up > 0).then_some(TransferError::Corrupt { chunks: given_up });
         let error = error.or(corrupt);
         let (farewell, is_clean) = match &error {
-            None if self.is_last() => (Some(Message::Done { xfer }), true),
             None => (Some(Message::Received { xfer }), true),
             // Nothing has begun.
             Some(TransferError::Rejected(_)) if !was_accepted => (None, true),
@@ -354,15 +337,6 @@ impl Fetch {
             farewell,
             is_clean,
         }
-    }
-
-    /// Whether nothing is left to be fetched after what this transfer brings.
-    fn is_last(&self) -> bool {
-        self.is_end(self.incoming.as_ref().map_or(0, |i| i.map().n_blocks()))
-    }
-
-    fn is_end(&self, n_blocks: u32) -> bool {
-        self.wanted.blocks.start + n_blocks >= self.wanted.blocks.end
     }
 
     /// Decides after an attempt. A broken connection is replaced once; the producer may take it for alive a moment
@@ -380,40 +354,46 @@ impl Fetch {
         }
     }
 
-    /// What the caller gets: everything, or the first blocks if any of them is whole over all layers, packed at the
-    /// beginning of `buffer`. Chunks come layer by layer, so a connection that breaks early leaves none; a chunk that
-    /// stays damaged leaves those before it.
-    ///
-    /// # Errors
-    /// The reason why there is nothing, or nothing that anybody waits for.
-    pub(crate) fn finish(
-        self,
-        ended: Result<(), TransferError>,
-        buffer: &mut [u8],
-    ) -> Result<Brought, TransferError> {
-        let shortfall = ended.err();
-        let is_unwanted = matches!(
-            shortfall,
-            Some(TransferError::Cancelled | TransferError::Closed)
-        );
-        let whole = self.incoming.as_ref().map_or(0, Incoming::whole_blocks);
-        let Some(incoming) = self.incoming.as_ref().filter(|_| !is_unwanted && whole > 0) else {
-            return Err(shortfall.unwrap_or(TransferError::Range));
-        };
-        Ok(Brought {
-            n_blocks: whole,
-            bytes: incoming.map().compact(buffer, whole),
-            more: shortfall.is_none() && !self.is_end(whole),
-            shortfall,
-        })
+    /// Leading blocks of which every byte is verified.
+    fn whole_blocks(&self) -> u32 {
+        self.incoming.as_ref().map_or(0, Incoming::whole_blocks)
     }
 }
 
-impl Wanted {
-    /// What can be fetched now, perhaps nothing.
-    fn available(&self) -> Range<u32> {
-        self.blocks.start..self.blocks.end.min(self.n_ready)
-    }
+/// What the caller gets of `selection`, which was fetched by these transfers: everything, or the first blocks if any of them
+/// is whole over all layers and heads, packed at the beginning of `buffer`. Chunks come layer by layer, so a connection that
+/// breaks early leaves none; a chunk that stays damaged leaves those before it.
+///
+/// # Errors
+/// The reason why there is nothing, or nothing that anybody waits for.
+pub(crate) fn join(
+    selection: &Selection,
+    transfers: Vec<(Fetch, Result<(), TransferError>)>,
+    buffer: &mut [u8],
+) -> Result<Brought, TransferError> {
+    let whole = transfers.iter().map(|(fetch, _)| fetch.whole_blocks());
+    let n_blocks = whole.min().unwrap_or(0);
+    let map = transfers
+        .first()
+        .and_then(|(fetch, _)| ChunkMap::new(&fetch.wanted.theirs.layout, selection, MAX_CHUNK));
+    let shortfall = transfers
+        .into_iter()
+        .filter_map(|(_, ended)| ended.err())
+        .max_by_key(is_unwanted);
+    let is_unwanted = shortfall.as_ref().is_some_and(is_unwanted);
+    let Some(map) = map.filter(|_| !is_unwanted && n_blocks > 0) else {
+        return Err(shortfall.unwrap_or(TransferError::Range));
+    };
+    let bytes = map.compact(buffer, n_blocks);
+    Ok(Brought {
+        n_blocks,
+        bytes,
+        shortfall,
+    })
+}
+
+fn is_unwanted(error: &TransferError) -> bool {
+    matches!(error, TransferError::Cancelled | TransferError::Closed)
 }
 
 /// The cause behind an attempt's `error`: the wish to stop, or what the producer has `said` meanwhile.

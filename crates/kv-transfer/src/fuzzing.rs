@@ -4,28 +4,33 @@ use std::ops::Range;
 
 use baton_kv::KvLayout;
 
-use crate::geometry::opened;
+use crate::geometry::{Piece, Shard, opened};
 use crate::outgoing::{Next, Outgoing};
 use crate::wire::Open;
 
-/// The pieces of a lease's bytes that an `Open` would have sent, in order; `None` if it is refused.
+/// The pieces of a lease's parts that an `Open` would have sent, in order, each with its part's index; `None` for zeros. Nothing
+/// if it is refused.
 pub fn pieces(
     layout: &KvLayout,
-    lease_blocks: u32,
+    parts: Vec<Range<u32>>,
     open: &Open,
     chunk_bytes: usize,
-) -> Option<Vec<Range<usize>>> {
-    let end = open.first_block.checked_add(open.n_blocks)?;
-    let (window, map) = opened(
-        (layout, chunk_bytes),
-        &(0..lease_blocks),
-        open.first_block..end,
-        &open.want,
-    )?;
+) -> Option<Vec<(Option<usize>, Range<usize>)>> {
+    let heads = 0..layout.n_kv_heads;
+    let ours = Shard {
+        layout: layout.clone(),
+        heads,
+    };
+    let (source, map) = opened((&ours, chunk_bytes), parts, &open.selection, &open.want)?;
     let mut outgoing = Outgoing::new(map, open.want.clone(), open.credit);
     let chunks = std::iter::from_fn(|| match outgoing.next() {
         Next::Send(chunk) => outgoing.map().range(chunk),
         Next::Starved | Next::Sent => None,
     });
-    Some(chunks.flat_map(|range| window.pieces(range)).collect())
+    let pieces = chunks.flat_map(|range| source.pieces(range));
+    let shown = pieces.map(|piece| match piece {
+        Piece::Bytes(part, range) => (Some(part), range),
+        Piece::Zeros(n) => (None, 0..n),
+    });
+    Some(shown.collect())
 }

@@ -148,7 +148,7 @@ impl Incoming {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::geometry::tests::layout;
+    use crate::geometry::tests::{layout, selection};
     use crate::outgoing::{Next, Outgoing};
     use proptest::prelude::*;
 
@@ -164,7 +164,10 @@ mod tests {
     }
 
     fn incoming(window: u64) -> Incoming {
-        Incoming::new(ChunkMap::new(&layout(), 2, 64).unwrap(), window)
+        Incoming::new(
+            ChunkMap::new(&layout(), &selection(0..2), 64).unwrap(),
+            window,
+        )
     }
 
     #[test]
@@ -218,7 +221,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_is_damaged_both_sides_agree_on_the_end(damage in prop::collection::vec(0u8..3, 0..200)) {
-            let map = ChunkMap::new(&layout(), 2, 64).unwrap();
+            let map = ChunkMap::new(&layout(), &selection(0..2), 64).unwrap();
             let window = 256;
             let (mut out, mut inc) =
                 (Outgoing::new(map.clone(), vec![], window), Incoming::new(map.clone(), window));

@@ -1,7 +1,8 @@
 //! Leases of a producer: who may fetch what, until when. Pure: time, ids and bytes are arguments.
 //!
-//! A lease grows block by block while they are computed. It can be fetched from all the while: ready, then open while a transfer runs, then ready again if that breaks, and gone for good once
-//! fetched, released or expired. What is gone keeps its reason for a while, so that a late consumer learns why.
+//! A lease grows block by block while they are computed, and can be fetched from all the while, by one consumer at a time:
+//! as long as a transfer runs the lease is its session's. It is gone for good once released or expired. What is gone keeps
+//! its reason for a while, so that a late consumer learns why.
 //! Not here: memory accounting; a lease's bytes are freed when the last reference to them goes.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -44,12 +45,19 @@ struct Lease<B> {
     expires: Instant,
     /// No heartbeat reaches beyond this.
     cap: Instant,
-    open_by: Option<SessionId>,
+    /// Whose transfers run, and how many.
+    open_by: Option<(SessionId, u32)>,
+    /// Whether a consumer has all of something.
+    is_fetched: bool,
 }
 
 impl<B> Lease<B> {
     fn n_ready(&self) -> u32 {
         self.parts.last().map_or(0, |part| part.blocks.end)
+    }
+
+    fn is_elsewhere(&self, by: SessionId) -> bool {
+        self.open_by.is_some_and(|(other, _)| other != by)
     }
 }
 
@@ -67,6 +75,7 @@ pub(crate) struct LeaseTable<B> {
     live: BTreeMap<u64, Lease<B>>,
     gone: BTreeMap<u64, RejectCode>,
     gone_order: VecDeque<u64>,
+    n_fetched: u64,
 }
 
 impl<B> LeaseTable<B> {
@@ -76,11 +85,23 @@ impl<B> LeaseTable<B> {
             live: BTreeMap::new(),
             gone: BTreeMap::new(),
             gone_order: VecDeque::new(),
+            n_fetched: 0,
         }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.live.len()
+    }
+
+    /// Leases whose blocks are not all there yet.
+    pub(crate) fn n_building(&self) -> usize {
+        let is_building = |lease: &&Lease<B>| lease.n_ready() < lease.n_blocks;
+        self.live.values().filter(is_building).count()
+    }
+
+    /// Leases that a consumer has released after fetching from them.
+    pub(crate) fn n_fetched(&self) -> u64 {
+        self.n_fetched
     }
 
     /// Whether `id` was ever seen, as far as is remembered.
@@ -98,6 +119,7 @@ impl<B> LeaseTable<B> {
             expires: cap,
             cap,
             open_by: None,
+            is_fetched: false,
         };
         self.live.insert(id, lease);
     }
@@ -142,61 +164,67 @@ impl<B> LeaseTable<B> {
         lease.expires - now
     }
 
-    /// The part from which a transfer that begins at block `from` may be served.
-    pub(crate) fn part(
+    /// The parts in which `blocks` lie, all of which must be there.
+    pub(crate) fn parts(
         &self,
         id: u64,
-        from: u32,
-        now: Instant,
-    ) -> Result<&Arc<Part<B>>, RejectCode> {
-        let lease = self.check(id, now)?;
-        let i = lease.parts.partition_point(|part| part.blocks.end <= from);
-        lease.parts.get(i).ok_or(RejectCode::Range)
+        blocks: Range<u32>,
+    ) -> Result<Vec<Arc<Part<B>>>, RejectCode> {
+        let lease = self.live.get(&id).ok_or(RejectCode::UnknownLease)?;
+        if blocks.is_empty() || blocks.end > lease.n_ready() {
+            return Err(RejectCode::Range);
+        }
+        let parts = &lease.parts;
+        let first = parts.partition_point(|part| part.blocks.end <= blocks.start);
+        let end = parts.partition_point(|part| part.blocks.start < blocks.end);
+        Ok(parts[first..end].to_vec())
     }
 
-    /// Why the lease cannot be fetched from.
-    pub(crate) fn refusal(&self, id: u64, now: Instant) -> Option<RejectCode> {
-        self.check(id, now).err()
-    }
-
-    fn check(&self, id: u64, now: Instant) -> Result<&Lease<B>, RejectCode> {
+    /// Why `by` cannot fetch from the lease.
+    pub(crate) fn refusal(&self, id: u64, by: SessionId, now: Instant) -> Option<RejectCode> {
         let Some(lease) = self.live.get(&id) else {
-            return Err(self
-                .gone
-                .get(&id)
-                .copied()
-                .unwrap_or(RejectCode::UnknownLease));
+            let why = self.gone.get(&id).copied();
+            return Some(why.unwrap_or(RejectCode::UnknownLease));
         };
         if now >= lease.expires {
-            return Err(RejectCode::Expired);
+            return Some(RejectCode::Expired);
         }
-        if lease.open_by.is_some() {
-            return Err(RejectCode::Busy);
-        }
-        Ok(lease)
+        lease.is_elsewhere(by).then_some(RejectCode::Busy)
     }
 
-    /// A transfer begins; [`part`](Self::part) has said that it may.
+    /// A transfer begins, which [`refusal`](Self::refusal) has nothing against.
     pub(crate) fn open(&mut self, id: u64, by: SessionId) {
         if let Some(lease) = self.live.get_mut(&id) {
-            lease.open_by = Some(by);
+            let n_open = lease.open_by.map_or(0, |(_, n)| n);
+            lease.open_by = Some((by, n_open + 1));
         }
     }
 
-    /// A transfer ended without success: the lease can be opened again as long as it lives.
+    /// A transfer ended. When it was the last, others can open the lease as long as it lives.
     pub(crate) fn close(&mut self, id: u64, by: SessionId) {
         if let Some(lease) = self.live.get_mut(&id)
-            && lease.open_by == Some(by)
+            && let Some((session, n_open)) = lease.open_by.filter(|(session, _)| *session == by)
         {
-            lease.open_by = None;
+            lease.open_by = (n_open > 1).then_some((session, n_open - 1));
+        }
+    }
+
+    /// A transfer ended, and its consumer has everything of it.
+    pub(crate) fn received(&mut self, id: u64, by: SessionId) {
+        self.close(id, by);
+        if let Some(lease) = self.live.get_mut(&id) {
+            lease.is_fetched = true;
         }
     }
 
     /// Not needed any more, says a holder. One that another session is fetching right now stays: two consumers
     /// may hold the same lease, and the one that gives up must not cut off the other.
     pub(crate) fn release(&mut self, id: u64, by: SessionId) -> bool {
-        let is_elsewhere = |lease: &Lease<B>| lease.open_by.is_some_and(|other| other != by);
-        !self.live.get(&id).is_some_and(is_elsewhere) && self.consume(id)
+        let Some(lease) = self.live.get(&id).filter(|lease| !lease.is_elsewhere(by)) else {
+            return false;
+        };
+        self.n_fetched += u64::from(lease.is_fetched);
+        self.consume(id)
     }
 
     /// Fetched, or withdrawn by its owner. Returns whether it was there.
@@ -245,6 +273,11 @@ impl<B> LeaseTable<B> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(
+        clippy::single_range_in_vec_init,
+        reason = "there may be a single part"
+    )]
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -262,7 +295,7 @@ mod tests {
     }
 
     fn refusal(table: &LeaseTable<()>, id: u64, now: Instant) -> Option<RejectCode> {
-        table.refusal(id, now)
+        table.refusal(id, ME, now)
     }
 
     #[test]
@@ -292,14 +325,32 @@ mod tests {
     }
 
     #[test]
-    fn an_open_lease_is_busy_until_its_own_session_closes_it() {
+    fn an_open_lease_is_busy_for_others_until_its_session_has_closed_all_transfers() {
         let (mut table, start) = table();
+        let other = SessionId(2);
+        let busy = Some(RejectCode::Busy);
         table.open(7, ME);
-        assert_eq!(refusal(&table, 7, start), Some(RejectCode::Busy));
-        table.close(7, SessionId(2));
-        assert_eq!(refusal(&table, 7, start), Some(RejectCode::Busy));
+        table.open(7, ME);
+        assert_eq!(
+            (table.refusal(7, other, start), refusal(&table, 7, start)),
+            (busy, None)
+        );
+        table.close(7, other);
         table.close(7, ME);
-        assert_eq!(refusal(&table, 7, start), None);
+        assert_eq!(table.refusal(7, other, start), busy);
+        table.close(7, ME);
+        assert_eq!(table.refusal(7, other, start), None);
+    }
+
+    #[test]
+    fn a_lease_that_was_fetched_from_counts_once_it_is_released() {
+        let (mut table, start) = table();
+        table.begin(8, 1, start);
+        table.open(7, ME);
+        table.received(7, ME);
+        assert_eq!((table.n_fetched(), table.n_building()), (0, 1));
+        assert!(table.release(7, ME) && table.release(8, ME) && !table.release(7, ME));
+        assert_eq!(table.n_fetched(), 1);
     }
 
     #[test]
@@ -307,14 +358,14 @@ mod tests {
         let (mut table, start) = table();
         table.open(7, ME);
         assert!(!table.release(7, SessionId(2)));
-        assert_eq!(refusal(&table, 7, start), Some(RejectCode::Busy));
+        assert_eq!(refusal(&table, 7, start), None);
         assert!(table.release(7, ME));
     }
 
     #[test]
     fn a_consumed_lease_is_revoked_once() {
         let (mut table, start) = table();
-        let part = Arc::clone(table.part(7, 0, start).unwrap());
+        let part = Arc::clone(&table.parts(7, 0..1).unwrap()[0]);
         assert!(!part.is_revoked());
         assert!(table.consume(7));
         assert!(!table.consume(7));
@@ -327,14 +378,23 @@ mod tests {
         let (mut table, start) = table();
         table.begin(8, 5, start);
         assert_eq!(table.progress(8), Some((0, 5)));
-        assert_eq!(table.part(8, 0, start).unwrap_err(), RejectCode::Range);
+        let parts = |table: &LeaseTable<()>, blocks| {
+            let parts = table.parts(8, blocks)?;
+            Ok(parts
+                .iter()
+                .map(|part| part.blocks.clone())
+                .collect::<Vec<_>>())
+        };
+        assert_eq!(parts(&table, 0..1), Err(RejectCode::Range));
         assert!(table.append(8, (), 3, start));
-        assert_eq!(table.part(8, 2, start).unwrap().blocks, 0..3);
-        assert_eq!(table.part(8, 3, start).unwrap_err(), RejectCode::Range);
+        assert_eq!(parts(&table, 2..3), Ok(vec![0..3]));
+        assert_eq!(parts(&table, 2..4), Err(RejectCode::Range));
         assert!(!table.append(8, (), 3, start), "more than was announced");
         assert!(!table.append(8, (), 0, start));
         assert!(table.append(8, (), 2, start));
-        assert_eq!(table.part(8, 3, start).unwrap().blocks, 3..5);
+        assert_eq!(parts(&table, 3..5), Ok(vec![3..5]));
+        assert_eq!(parts(&table, 2..4), Ok(vec![0..3, 3..5]));
+        assert_eq!(parts(&table, 4..4), Err(RejectCode::Range));
         assert_eq!(table.progress(8), Some((5, 5)));
         assert!(table.abort(8));
         assert_eq!(table.progress(8), None);

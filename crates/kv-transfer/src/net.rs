@@ -51,21 +51,18 @@ pub(crate) fn read_some(mut stream: &TcpStream, buf: &mut [u8]) -> io::Result<us
     retry(|| stream.read(buf)).and_then(some_bytes)
 }
 
-/// Writes both slices one after the other before `deadline`.
-pub(crate) fn write_both_by(
+/// Writes the slices one after the other before `deadline`.
+pub(crate) fn write_slices_by(
     mut stream: &TcpStream,
-    (head, tail): (&[u8], &[u8]),
+    mut slices: &mut [IoSlice<'_>],
     deadline: Instant,
 ) -> io::Result<()> {
-    let total = head.len() + tail.len();
-    let mut written = 0;
-    while written < total {
-        let rest = [
-            IoSlice::new(&head[written.min(head.len())..]),
-            IoSlice::new(&tail[written.saturating_sub(head.len())..]),
-        ];
-        written += retry(|| stream.write_vectored(&rest)).and_then(some_bytes)?;
-        if written < total {
+    // Empty ones at the beginning would look like an end.
+    IoSlice::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        let n = retry(|| stream.write_vectored(slices)).and_then(some_bytes)?;
+        IoSlice::advance_slices(&mut slices, n);
+        if !slices.is_empty() {
             remaining(deadline)?;
         }
     }

@@ -91,11 +91,11 @@ impl Outgoing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::geometry::tests::layout;
+    use crate::geometry::tests::{layout, selection};
 
     /// Twelve chunks of 64 bytes.
     fn map() -> ChunkMap {
-        let map = ChunkMap::new(&layout(), 2, 64).unwrap();
+        let map = ChunkMap::new(&layout(), &selection(0..2), 64).unwrap();
         assert_eq!(map.n_chunks(), 12);
         map
     }

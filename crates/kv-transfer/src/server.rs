@@ -11,6 +11,7 @@ mod stats;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
@@ -22,6 +23,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::RejectCode;
 use crate::control::Terms;
+use crate::geometry::Shard;
 use crate::lease::{LeaseTable, LeaseTerms};
 use crate::memory::door_name;
 use crate::secret::{Secret, fingerprint};
@@ -46,8 +48,10 @@ pub struct KvServerConfig {
     pub advertise_host: String,
     /// The pool's secret.
     pub secret: Secret,
-    /// Layout of the KV that is published.
+    /// Layout of the KV that is published, of the whole model.
     pub layout: KvLayout,
+    /// The KV heads that this server has.
+    pub heads: Range<u32>,
     /// Tensor-parallel size, told to consumers; the bytes do not depend on it.
     pub tensor_parallel: u32,
     /// Host memory that leases may hold, in bytes.
@@ -80,6 +84,7 @@ impl KvServerConfig {
             bind,
             advertise_host: bind.ip().to_string(),
             secret,
+            heads: 0..layout.n_kv_heads,
             layout,
             tensor_parallel: 1,
             pool_bytes: 1 << 30,
@@ -172,14 +177,15 @@ impl KvServer {
     /// Binds, and serves from now on.
     ///
     /// # Errors
-    /// When the address cannot be bound, the system has no random numbers or threads left, or the chunk length is
-    /// not from 1 byte to 1 MiB.
+    /// When the address cannot be bound, the system has no random numbers or threads left, the chunk length is not from
+    /// 1 byte to 1 MiB, or the model has no such heads.
     pub fn start(cfg: KvServerConfig) -> io::Result<Self> {
+        let wrong = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         if !(1..=MAX_CHUNK).contains(&cfg.chunk_bytes) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "chunk_bytes out of range",
-            ));
+            return wrong("chunk_bytes out of range");
+        }
+        if cfg.heads.is_empty() || cfg.heads.end > cfg.layout.n_kv_heads {
+            return wrong("heads out of range");
         }
         let listener = TcpListener::bind(cfg.bind)?;
         let shared = Arc::new(Shared::new(cfg, listener.local_addr()?)?);
@@ -319,7 +325,10 @@ impl Shared {
         let fingerprint = fingerprint(&cfg.layout);
         let terms = Terms {
             secret: cfg.secret.clone(),
-            layout: cfg.layout.clone(),
+            ours: Shard {
+                layout: cfg.layout.clone(),
+                heads: cfg.heads.clone(),
+            },
             boot_id: getrandom::u64().map_err(io::Error::other)?,
             fingerprint,
             chunk_bytes: cfg.chunk_bytes,
@@ -361,7 +370,8 @@ impl Shared {
     fn announce(&self, n_tokens: u32, n_blocks: u32) -> Result<KvTransferParams, PublishError> {
         let nonce: [u8; 16] = random().map_err(PublishError::Random)?;
         let uuid = self.begin(n_blocks)?;
-        let layout = &self.cfg.layout;
+        let (layout, heads) = (&self.cfg.layout, &self.cfg.heads);
+        let has_all = heads.len() == layout.n_kv_heads as usize;
         Ok(KvTransferParams {
             remote_block_ids: Vec::new(),
             remote_host: self.cfg.advertise_host.clone(),
@@ -376,6 +386,7 @@ impl Shared {
                 n: n_tokens,
                 bs: layout.block_size,
                 tp: self.cfg.tensor_parallel,
+                hd: (!has_all).then_some((heads.start, heads.end)),
                 dt: layout.dtype.name().into(),
                 fp: Fingerprint(self.terms.fingerprint),
                 ttl_ms: u32::try_from(self.cfg.lease_ttl.as_millis()).unwrap_or(u32::MAX),
@@ -400,7 +411,7 @@ impl Shared {
     }
 
     fn room(&self, n_blocks: usize) -> Result<Room, PublishError> {
-        let bytes = self.cfg.layout.block_bytes().saturating_mul(n_blocks);
+        let bytes = self.terms.ours.block_bytes().saturating_mul(n_blocks);
         let arena = &self.arena;
         arena.room(bytes).ok_or_else(|| PublishError::PoolFull {
             bytes: bytes as u64,
@@ -494,7 +505,11 @@ impl Shared {
 
     fn stats(&self) -> ServerStats {
         let mut stats = self.counters.snapshot();
-        stats.leases = self.leases.lock().len();
+        let leases = self.leases.lock();
+        stats.leases = leases.len();
+        stats.building = leases.n_building();
+        stats.transfers = leases.n_fetched();
+        drop(leases);
         stats.lease_bytes = self.arena.used() as u64;
         stats.connections = self.sockets.lock().len();
         stats

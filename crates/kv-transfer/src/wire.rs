@@ -13,7 +13,7 @@
 mod cursor;
 mod message;
 
-pub use message::{Hello, Lent, Message, Open, decode_message};
+pub use message::{Hello, Lent, LentRoom, Message, Open, Selection, decode_message};
 
 use cursor::Cursor;
 
@@ -295,42 +295,49 @@ mod tests {
         )
     }
 
+    fn range() -> impl Strategy<Value = std::ops::Range<u32>> {
+        any::<(u32, u32)>().prop_map(|(start, end)| start..end)
+    }
+
+    fn selection() -> impl Strategy<Value = Selection> {
+        (range(), range(), range(), any::<u32>()).prop_map(|(layers, heads, blocks, block_size)| {
+            Selection {
+                layers,
+                heads,
+                blocks,
+                block_size,
+            }
+        })
+    }
+
     fn open() -> impl Strategy<Value = Message> {
         let want = prop::collection::vec(any::<u8>(), 0..300);
-        (
-            any::<(u32, u64, [u8; 32])>(),
-            any::<(u32, u32, u64)>(),
-            want,
+        (any::<(u32, u64, [u8; 32], u64)>(), selection(), want).prop_map(
+            |((xfer, lease, token, credit), selection, want)| {
+                Message::Open(Open {
+                    xfer,
+                    lease,
+                    token,
+                    selection,
+                    credit,
+                    want,
+                })
+            },
         )
-            .prop_map(
-                |((xfer, lease, token), (first_block, n_blocks, credit), want)| {
-                    Message::Open(Open {
-                        xfer,
-                        lease,
-                        token,
-                        first_block,
-                        n_blocks,
-                        credit,
-                        want,
-                    })
-                },
-            )
     }
 
     fn lent() -> impl Strategy<Value = Message> {
-        any::<((u32, u32), (u32, u32), (u32, u64, u64))>().prop_map(|(of, room, place)| {
-            Message::Lent(Lent {
-                xfer: of.0,
-                n_blocks: of.1,
-                room_blocks: room.0,
-                first_block: room.1,
-                place: baton_shm::Place {
-                    mark: place.0,
-                    stamp: place.1,
-                    offset: place.2,
-                },
-            })
-        })
+        let room =
+            (any::<(u32, u64, u64)>(), range()).prop_map(|((mark, stamp, offset), blocks)| {
+                let place = baton_shm::Place {
+                    mark,
+                    stamp,
+                    offset,
+                };
+                LentRoom { place, blocks }
+            });
+        let rooms = prop::collection::vec(room, 0..9);
+        (any::<u32>(), rooms).prop_map(|(xfer, rooms)| Message::Lent(Lent { xfer, rooms }))
     }
 
     fn code() -> impl Strategy<Value = crate::RejectCode> {
@@ -368,7 +375,6 @@ mod tests {
             any::<u32>().prop_map(|xfer| Message::Cancel { xfer }),
             any::<u32>().prop_map(|xfer| Message::Cancelled { xfer }),
             any::<(u32, u32)>().prop_map(|(xfer, chunk)| Message::Nack { xfer, chunk }),
-            any::<u32>().prop_map(|xfer| Message::Done { xfer }),
             any::<u32>().prop_map(|xfer| Message::Received { xfer }),
             lent(),
         ]
@@ -383,7 +389,7 @@ mod tests {
                 lease,
                 token: LeaseToken(token),
             }),
-            any::<(u64, u32)>().prop_map(|(lease, n_blocks)| Message::Ready { lease, n_blocks }),
+            any::<(u64, u32)>().prop_map(|(lease, n_tokens)| Message::Ready { lease, n_tokens }),
             any::<u64>().prop_map(|lease| Message::Release { lease }),
             any::<u64>().prop_map(|lease| Message::Released { lease }),
             leases.prop_map(|leases| Message::Heartbeat { leases }),

@@ -59,6 +59,9 @@ pub struct Kvx {
     pub bs: u32,
     /// Tensor-parallel size of the producer; the bytes do not depend on it.
     pub tp: u32,
+    /// The KV heads that the producer has, from the first on and up to the second; absent if it has all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hd: Option<(u32, u32)>,
     /// Element type, as [`DType::name`](crate::DType::name) spells it. A name nobody knows is a mismatch, not a syntax error.
     pub dt: String,
     /// Fingerprint of model and cache shape.
@@ -399,6 +402,7 @@ mod tests {
                 n: 187,
                 bs: 64,
                 tp: 8,
+                hd: Some((0, 4)),
                 dt: "bf16".into(),
                 fp: Fingerprint(0x00ab_cdef_0123_4567),
                 ttl_ms: 15_000,

@@ -45,7 +45,7 @@ pub(crate) enum Handing {
     /// Hands the prompt's KV over as it is computed.
     Out(Box<Outgoing>),
     /// Takes the prompt's KV over.
-    In(Incoming),
+    In(Box<Incoming>),
 }
 
 /// KV that another server may fetch.

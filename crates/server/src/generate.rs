@@ -249,7 +249,7 @@ impl Job {
     fn take_over(&self, app: &App, asked: Asked) -> Handing {
         let client = app.kv_client.as_ref().filter(|_| app.config.role.imports());
         let incoming = client.and_then(|client| Incoming::hold(client, asked, self.first_prompt()));
-        incoming.map_or(Handing::Keep, Handing::In)
+        incoming.map_or(Handing::Keep, |incoming| Handing::In(Box::new(incoming)))
     }
 
     fn admit(

@@ -1,5 +1,6 @@
 //! A transfer as its caller sees it: asked for, cancelled by dropping its guard, completed exactly once.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::TcpStream;
 use std::ops::Range;
@@ -43,7 +44,9 @@ impl Pulled {
 pub type PulledCallback = Box<dyn FnMut(Result<Pulled, TransferError>) + Send>;
 
 /// Calls back with exactly one last result, whatever happens to the thread that should.
-pub(super) struct Completion(Option<PulledCallback>);
+///
+/// The lock is never contended; it lets the threads of a transfer share what surrounds it.
+pub(super) struct Completion(Mutex<Option<PulledCallback>>);
 
 impl fmt::Debug for Completion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -53,19 +56,19 @@ impl fmt::Debug for Completion {
 
 impl Completion {
     pub(super) fn new(done: PulledCallback) -> Self {
-        Self(Some(done))
+        Self(Mutex::new(Some(done)))
     }
 
     fn call(&mut self, result: Result<Pulled, TransferError>) {
         let is_last = !result.as_ref().is_ok_and(|pulled| pulled.more);
-        let Some(mut done) = self.0.take() else {
+        let Some(mut done) = self.0.get_mut().take() else {
             return;
         };
         // A callback that panics must not take a worker with it.
         if catch_unwind(AssertUnwindSafe(|| done(result))).is_err() {
             tracing::error!("the callback of a transfer panicked");
         } else if !is_last {
-            self.0 = Some(done);
+            *self.0.get_mut() = Some(done);
         }
     }
 }
@@ -89,11 +92,12 @@ impl Drop for PullGuard {
     }
 }
 
-/// Carries the wish to stop to a worker, which may be blocked on its socket.
+/// Carries the wish to stop to the threads of a transfer, which may be blocked on their sockets.
 #[derive(Debug, Default)]
 pub(super) struct Cancel {
     is_cancelled: AtomicBool,
-    socket: Mutex<Option<TcpStream>>,
+    /// By the number of the data connection.
+    sockets: Mutex<BTreeMap<u16, TcpStream>>,
 }
 
 impl Cancel {
@@ -103,23 +107,21 @@ impl Cancel {
 
     fn cancel(&self) {
         self.is_cancelled.store(true, Ordering::SeqCst);
-        if let Some(socket) = &*self.socket.lock() {
-            hang_up(socket);
-        }
+        self.sockets.lock().values().for_each(hang_up);
     }
 
-    /// From now on cancelling hangs up on `socket`; until [`disarm`](Self::disarm).
-    pub(super) fn arm(&self, socket: TcpStream) {
-        let mut armed = self.socket.lock();
+    /// From now on cancelling hangs up on the data connection; until [`disarm`](Self::disarm).
+    pub(super) fn arm(&self, number: u16, socket: TcpStream) {
+        let mut armed = self.sockets.lock();
         if self.is_cancelled() {
             hang_up(&socket);
         }
-        *armed = Some(socket);
+        armed.insert(number, socket);
     }
 
-    /// The socket goes back to common use. Returns false if it was hung up on.
-    pub(super) fn disarm(&self) -> bool {
-        *self.socket.lock() = None;
+    /// The data connection goes back to common use. Returns false if it was hung up on.
+    pub(super) fn disarm(&self, number: u16) -> bool {
+        self.sockets.lock().remove(&number);
         !self.is_cancelled()
     }
 }
@@ -130,7 +132,7 @@ pub(super) struct Job {
     pub(super) lease: Arc<Lease>,
     /// What is still to be fetched.
     pub(super) blocks: Range<u32>,
-    /// Blocks of the lease that are there, as far as is known.
+    /// Blocks of the lease that are there, of the consumer's size, as far as is known.
     pub(super) n_ready: u32,
     pub(super) cancel: Arc<Cancel>,
     /// The total time limit counts from here.

@@ -4,6 +4,7 @@
 //! and ends when it has had nothing to do for a while. Holders and droppers only touch a short list.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use parking_lot::{Condvar, Mutex};
 use super::Shared;
 use super::job::Job;
 use super::session::Session;
+use crate::geometry::Shard;
 use crate::net::hang_up;
 use crate::server::spawn;
 use crate::wire::Message;
@@ -30,13 +32,27 @@ const MAX_HEARTBEAT: usize = 1 << 14;
 /// Intervals without an answer after which a connection counts as dead.
 const MAX_SILENCE: u32 = 3;
 
+/// What there is of a lease, and what of it is wanted.
+#[derive(Debug)]
+pub(super) struct Terms {
+    /// Of the consumer's size.
+    pub(super) n_blocks: u32,
+    pub(super) theirs: Shard,
+    pub(super) heads: Range<u32>,
+}
+
 /// A lease that is kept alive as long as this value is.
 #[derive(Debug)]
 pub(super) struct Lease {
     pub(super) id: u64,
     pub(super) token: LeaseToken,
     pub(super) n_tokens: u32,
+    /// Of the consumer's size.
     pub(super) n_blocks: u32,
+    /// What the producer has.
+    pub(super) theirs: Shard,
+    /// What we want of it.
+    pub(super) heads: Range<u32>,
     /// Whether its blocks are still being computed, or were when it was announced.
     pub(super) is_early: bool,
     pub(super) peer: Arc<Peer>,
@@ -45,9 +61,20 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    /// The producer has freed it: nothing is left to release.
-    pub(super) fn consumed(&self) {
-        self.is_consumed.store(true, Ordering::SeqCst);
+    /// Tells the producer at once that nothing more will be fetched; when the last holder lets go nothing is left to say.
+    pub(super) fn release(&self, session: &Session) {
+        let lease = self.id;
+        let is_told = session.say(0, &Message::Release { lease }).is_ok();
+        self.is_consumed.store(is_told, Ordering::SeqCst);
+    }
+
+    /// Blocks that can be fetched once the KV of `n_tokens` tokens is there.
+    pub(super) fn blocks_of(&self, n_tokens: u32) -> u32 {
+        if n_tokens >= self.n_tokens {
+            self.n_blocks
+        } else {
+            n_tokens / self.shared.cfg.layout.block_size
+        }
     }
 }
 
@@ -86,7 +113,7 @@ struct Holding {
     holders: usize,
     /// For a lease that grows: the right to be told how.
     token: Option<LeaseToken>,
-    /// Its blocks that can be fetched, as far as is known.
+    /// Tokens whose KV can be fetched, as far as is known.
     n_ready: u32,
     /// Transfers whose blocks are yet to be computed.
     waiting: Vec<Job>,
@@ -116,7 +143,7 @@ pub(super) fn hold(
     shared: &Arc<Shared>,
     params: &KvTransferParams,
     kvx: &Kvx,
-    n_blocks: u32,
+    terms: Terms,
 ) -> Result<Lease, TransferError> {
     let held = shared.n_held.fetch_add(1, Ordering::Relaxed);
     let counted = || {
@@ -135,7 +162,9 @@ pub(super) fn hold(
         token: kvx.tok,
         is_early: kvx.early,
         n_tokens: kvx.n,
-        n_blocks,
+        n_blocks: terms.n_blocks,
+        theirs: terms.theirs,
+        heads: terms.heads,
         peer,
         shared: Arc::clone(shared),
         is_consumed: AtomicBool::new(false),
@@ -225,7 +254,7 @@ impl Peer {
             job.finish(Err(gone()));
             return None;
         };
-        job.n_ready = holding.n_ready.min(job.lease.n_blocks);
+        job.n_ready = job.lease.blocks_of(holding.n_ready);
         if job.available().is_empty() {
             holding.waiting.push(job);
             return None;
@@ -233,7 +262,7 @@ impl Peer {
         Some(job)
     }
 
-    /// More blocks of a lease can be fetched.
+    /// The KV of more tokens of a lease can be fetched.
     fn grown(&self, shared: &Shared, lease: u64, n_ready: u32) {
         let waiting = {
             let mut state = self.state.lock();
@@ -472,7 +501,7 @@ impl Peer {
                     gone.for_each(|(lease, _)| self.forget(*lease));
                 }
                 Ok(Some(Message::Released { lease })) => self.forget(lease),
-                Ok(Some(Message::Ready { lease, n_blocks })) => self.grown(shared, lease, n_blocks),
+                Ok(Some(Message::Ready { lease, n_tokens })) => self.grown(shared, lease, n_tokens),
                 Ok(_) => {}
                 Err(error) => break error,
             }

@@ -3,22 +3,26 @@
 //! Bytes go from the socket straight to their place in the result and are checked there. What to say, where bytes go and
 //! what follows from a failure is [`Fetch`]'s to decide; here are the threads, sockets and waits around it.
 
+use std::io;
 use std::net::TcpStream;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use baton_shm::View;
 
 use super::Shared;
 use super::job::{Job, Pulled};
-use super::memory::Buffer;
 use super::session::{DataStream, Session};
 use crate::TransferError;
-use crate::fetch::{Closed, Fetch, Limits, Loan, Next, Source, Wanted, cause};
+use crate::fetch::{Closed, Fetch, Limits, Loan, Next, Origin, Wanted, cause, join};
+use crate::geometry::{Piece, stripes};
 use crate::incoming::Verdict;
 use crate::net::{kind, read_some};
-use crate::wire::{CHUNK_HEADER_LEN, ChunkHeader, MEMORY, Message, WireError};
+use crate::server::STACK_BYTES;
+use crate::wire::{CHUNK_HEADER_LEN, ChunkHeader, MEMORY, Message, Selection, WireError};
 
 /// Copied between two looks whether to stop.
 const COPY_BYTES: usize = 8 << 20;
@@ -41,6 +45,9 @@ pub(super) fn work(shared: &Shared) {
         }
     }
 }
+
+/// A transfer that is over.
+type Ended = (Fetch, Result<(), TransferError>);
 
 struct Pull<'a> {
     shared: &'a Shared,
@@ -67,34 +74,71 @@ impl<'a> Pull<'a> {
     }
 
     fn run(&self) -> Result<Pulled, TransferError> {
-        let mut fetch = self.fetch()?;
+        let selection = self.selection()?;
+        let whole = self.fetch(selection.clone())?;
         let stopped = || self.stopped();
         let mut buffer = self
             .shared
             .memory
-            .lend(fetch.bytes(), self.deadline, stopped)?;
-        let ended = self.attempts(&mut fetch, &mut buffer);
-        let brought = fetch.finish(ended, buffer.bytes_mut())?;
+            .lend(whole.bytes(), self.deadline, stopped)?;
+        let session = self.job.lease.peer.session(self.deadline, stopped)?;
+        let is_shared = session.memory().is_some();
+        drop(session);
+        let n = match is_shared {
+            true => 1,
+            false => self.n_stripes(whole.bytes()),
+        };
+        let fetches = match n {
+            1 => vec![whole],
+            n => {
+                let stripes = stripes(&selection, n).into_iter();
+                stripes
+                    .map(|stripe| self.fetch(stripe))
+                    .collect::<Result<_, _>>()?
+            }
+        };
+        let transfers = self.side_by_side(fetches, buffer.bytes_mut())?;
+        let brought = join(&selection, transfers, buffer.bytes_mut())?;
         buffer.truncate(brought.bytes);
+        let blocks = self.job.blocks.start + brought.n_blocks..self.job.blocks.end;
+        let more = brought.shortfall.is_none() && !blocks.is_empty();
+        if brought.shortfall.is_none() && blocks.start >= self.job.lease.n_blocks {
+            self.release();
+        }
         Ok(Pulled {
             first_block: self.job.blocks.start,
             n_blocks: brought.n_blocks,
-            more: brought.more,
+            more,
             shortfall: brought.shortfall,
             took: self.job.asked.elapsed(),
             buffer,
         })
     }
 
-    fn fetch(&self) -> Result<Fetch, TransferError> {
+    /// What can be fetched now.
+    fn selection(&self) -> Result<Selection, TransferError> {
+        let Job { lease, blocks, .. } = self.job;
+        let available = self.job.available();
+        if available.is_empty() || blocks.end > lease.n_blocks {
+            return Err(TransferError::Range);
+        }
+        let layout = &self.shared.cfg.layout;
+        Ok(Selection {
+            layers: 0..layout.n_layers,
+            heads: lease.heads.clone(),
+            blocks: available,
+            block_size: layout.block_size,
+        })
+    }
+
+    fn fetch(&self, selection: Selection) -> Result<Fetch, TransferError> {
         let cfg = &self.shared.cfg;
         let lease = &self.job.lease;
         let wanted = Wanted {
             lease: lease.id,
             token: lease.token,
-            n_blocks: lease.n_blocks,
-            blocks: self.job.blocks.clone(),
-            n_ready: self.job.n_ready,
+            selection,
+            theirs: lease.theirs.clone(),
         };
         let limits = Limits {
             window: cfg.window_bytes,
@@ -102,30 +146,74 @@ impl<'a> Pull<'a> {
             asked: self.job.asked,
             deadline: self.deadline,
         };
-        Fetch::new(&cfg.layout, wanted, limits)
+        Fetch::new(wanted, limits)
     }
 
-    fn attempts(&self, fetch: &mut Fetch, buffer: &mut Buffer) -> Result<(), TransferError> {
+    /// Data connections that so many bytes are worth.
+    fn n_stripes(&self, bytes: usize) -> usize {
+        let cfg = &self.shared.cfg;
+        (bytes / cfg.stripe_bytes).clamp(1, cfg.n_streams)
+    }
+
+    /// Transfers at the same time, whose bytes follow each other in `buffer`. None waits for another: one that gets no
+    /// connection yet waits for one that ends.
+    fn side_by_side(
+        &self,
+        fetches: Vec<Fetch>,
+        mut buffer: &mut [u8],
+    ) -> Result<Vec<Ended>, TransferError> {
+        let mut parts = Vec::with_capacity(fetches.len());
+        for fetch in fetches {
+            let (part, rest) = buffer.split_at_mut(fetch.bytes());
+            parts.push((fetch, part));
+            buffer = rest;
+        }
+        let run = |(fetch, part)| self.attempts(fetch, part);
+        thread::scope(|scope| {
+            let own = parts.pop();
+            let spawn = |part| {
+                let thread = thread::Builder::new().stack_size(STACK_BYTES);
+                thread.spawn_scoped(scope, move || run(part))
+            };
+            let others: Vec<_> = parts.into_iter().map(spawn).collect();
+            let own = own.map(run).map(Ok);
+            let ended = |other: io::Result<ScopedJoinHandle<'_, Ended>>| {
+                let thread = other.map_err(|_| TransferError::Busy { what: "threads" })?;
+                // It panicked otherwise.
+                thread.join().map_err(|_| TransferError::Closed)
+            };
+            others.into_iter().map(ended).chain(own).collect()
+        })
+    }
+
+    /// Nothing more will be fetched of the lease. If this is lost the lease ends by itself.
+    fn release(&self) {
+        let lease = &self.job.lease;
+        if let Ok(session) = lease.peer.session(Instant::now(), || None) {
+            lease.release(&session);
+        }
+    }
+
+    fn attempts(&self, mut fetch: Fetch, buffer: &mut [u8]) -> Ended {
         loop {
-            let ended = self.attempt(fetch, buffer);
+            let ended = self.attempt(&mut fetch, buffer);
             match fetch.next(ended, Instant::now()) {
                 Next::Again => {}
-                Next::Pause => std::thread::park_timeout(CANCEL_CHECK),
-                Next::Over(ended) => return ended,
+                Next::Pause => thread::park_timeout(CANCEL_CHECK),
+                Next::Over(ended) => return (fetch, ended),
             }
             if let Some(why) = self.stopped() {
-                return Err(why);
+                return (fetch, Err(why));
             }
         }
     }
 
-    fn attempt(&self, fetch: &mut Fetch, buffer: &mut Buffer) -> Result<(), TransferError> {
+    fn attempt(&self, fetch: &mut Fetch, buffer: &mut [u8]) -> Result<(), TransferError> {
         let stopped = || self.stopped();
         let session = self.job.lease.peer.session(self.deadline, stopped)?;
         if let Some(view) = session.memory() {
-            return self
-                .transfer(&session, Way::Memory(view), fetch, buffer)?
-                .result;
+            let way = Way::Memory(view);
+            return self.transfer(&session, way, fetch, buffer)?.result;
         }
         let stream = session.stream(self.shared, self.deadline, stopped)?;
         let ended = self.armed(&stream).and_then(|()| {
@@ -133,7 +221,7 @@ impl<'a> Pull<'a> {
             self.transfer(&session, way, fetch, buffer)
         });
         let is_clean = ended.as_ref().is_ok_and(|closed| closed.is_clean);
-        if self.job.cancel.disarm() && is_clean {
+        if self.job.cancel.disarm(stream.number) && is_clean {
             session.give_back(stream);
         } else {
             drop(stream);
@@ -144,10 +232,9 @@ impl<'a> Pull<'a> {
 
     /// Cancelling hangs up on the stream from now on.
     fn armed(&self, stream: &DataStream) -> Result<(), TransferError> {
-        let broken = |error| TransferError::Broken(kind(&error));
-        self.job
-            .cancel
-            .arm(stream.socket.try_clone().map_err(broken)?);
+        let socket = stream.socket.try_clone();
+        let socket = socket.map_err(|error| TransferError::Broken(kind(&error)))?;
+        self.job.cancel.arm(stream.number, socket);
         Ok(())
     }
 
@@ -158,7 +245,7 @@ impl<'a> Pull<'a> {
         session: &Session,
         way: Way<'_>,
         fetch: &mut Fetch,
-        buffer: &mut Buffer,
+        buffer: &mut [u8],
     ) -> Result<Closed, TransferError> {
         let (xfer, events) = session.register(way.stream())?;
         let wire = Wire {
@@ -167,13 +254,10 @@ impl<'a> Pull<'a> {
             way,
             events,
         };
-        let failed = wire.run(xfer, fetch, buffer.bytes_mut()).err();
+        let failed = wire.run(xfer, fetch, buffer).err();
         session.unregister(xfer);
         let closed = fetch.close(failed);
         if let Some(farewell) = &closed.farewell {
-            if matches!(farewell, Message::Done { .. }) {
-                self.job.lease.consumed();
-            }
             // If the message is lost the lease ends by itself.
             let _ = session.say(way.number(), farewell);
         }
@@ -215,8 +299,8 @@ impl Wire<'_> {
         self.say(&fetch.open(xfer, Instant::now()))?;
         let answer = self.answer(fetch)?;
         match (self.way, fetch.answered(&answer)?) {
-            (Way::Socket(stream), Source::Chunks) => self.receive_all(stream, fetch, buffer),
-            (Way::Memory(view), Source::Memory(loan)) => self.copy(view, &loan, fetch, buffer),
+            (Way::Socket(stream), Origin::Chunks) => self.receive_all(stream, fetch, buffer),
+            (Way::Memory(view), Origin::Memory(loan)) => self.copy(view, &loan, fetch, buffer),
             _ => Err(WireError::Unexpected {
                 message: answer.name(),
             }
@@ -245,24 +329,39 @@ impl Wire<'_> {
         fetch: &mut Fetch,
         buffer: &mut [u8],
     ) -> Result<(), TransferError> {
-        if !view.has(&loan.room) {
+        if !loan.rooms.iter().all(|room| view.has(room)) {
             return Err(WireError::Geometry { chunk: 0 }.into());
         }
-        let mut filled = 0;
+        let mut rest = buffer;
         for piece in loan.pieces() {
-            for begin in piece.clone().step_by(COPY_BYTES) {
-                let n = COPY_BYTES.min(piece.end - begin);
-                view.copy(begin, &mut buffer[filled..filled + n]);
-                filled += n;
-                let late = || fetch.late(Instant::now());
-                if let Some(why) = self.pull.stopped().or_else(late) {
-                    return Err(why);
-                }
+            let (part, after) = rest.split_at_mut(piece.len());
+            rest = after;
+            match piece {
+                Piece::Bytes(_, range) => self.copy_piece(view, range, fetch, part)?,
+                Piece::Zeros(_) => part.fill(0),
             }
         }
-        fetch.copied(view.holds(&loan.place))?;
+        fetch.copied(loan.places.iter().all(|place| view.holds(place)))?;
         let copied = &self.pull.shared.counters.bytes_copied;
-        copied.fetch_add(filled as u64, Ordering::Relaxed);
+        copied.fetch_add(fetch.bytes() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn copy_piece(
+        &self,
+        view: &View,
+        range: Range<usize>,
+        fetch: &Fetch,
+        part: &mut [u8],
+    ) -> Result<(), TransferError> {
+        let begins = range.step_by(COPY_BYTES);
+        for (begin, part) in begins.zip(part.chunks_mut(COPY_BYTES)) {
+            view.copy(begin, part);
+            if part.len() == COPY_BYTES {
+                let late = || fetch.late(Instant::now());
+                self.pull.stopped().or_else(late).map_or(Ok(()), Err)?;
+            }
+        }
         Ok(())
     }
 
@@ -316,7 +415,7 @@ impl Wire<'_> {
     fn session_ended(&self) -> TransferError {
         self.session
             .ended()
-            .unwrap_or(TransferError::Broken(std::io::ErrorKind::ConnectionAborted))
+            .unwrap_or(TransferError::Broken(io::ErrorKind::ConnectionAborted))
     }
 }
 

@@ -59,8 +59,8 @@ impl Building {
             && known <= self.n_blocks as usize
             && self
                 .shared
-                .cfg
-                .layout
+                .terms
+                .ours
                 .block_bytes()
                 .checked_mul(blocks.len())
                 == Some(data.len());

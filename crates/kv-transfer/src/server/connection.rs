@@ -3,7 +3,7 @@
 //!
 //! A peer that has not proved itself gets two seconds, few bytes and one of a bounded number of places.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,16 +15,21 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{MAX_PENDING, Shared, random, spawn};
 use crate::RejectCode;
-use crate::control::{Chunk, Control, Work};
+use crate::control::{Chunk, Content, Control, Work};
+use crate::geometry::Piece;
 use crate::handshake::{Answer, ProducerHandshake, hello};
 use crate::lease::SessionId;
-use crate::net::{FrameError, hang_up, is_closed, read_by, read_frame, write_both_by, write_frame};
+use crate::net::{
+    FrameError, hang_up, is_closed, read_by, read_frame, write_frame, write_slices_by,
+};
 use crate::wire::{
     ChunkHeader, MAX_BODY, MAX_BODY_BEFORE_AUTH, Message, PREFACE_LEN, Role, decode_preface,
 };
 
 /// How often an idle data connection looks whether its peer is still there.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
+/// Pieces of a chunk that are sent from where they lie.
+const MAX_SLICES: usize = 64;
 /// A chunk takes at most this many times the progress timeout, however steadily its bytes trickle.
 const CHUNK_PATIENCE: u32 = 4;
 
@@ -292,8 +297,7 @@ fn converse(shared: &Shared, stream: &TcpStream, session: &Session) -> Result<()
         let deadline = Instant::now() + shared.cfg.idle_timeout;
         let (of, message) = read_frame(stream, MAX_BODY, deadline)?;
         count_message(shared, &message);
-        let is_done = matches!(message, Message::Done { .. });
-        let may_end_lease = is_done || matches!(message, Message::Release { .. });
+        let may_end_lease = matches!(message, Message::Release { .. });
         let answer = {
             let mut control = session.control.lock();
             let mut leases = shared.leases.lock();
@@ -302,9 +306,6 @@ fn converse(shared: &Shared, stream: &TcpStream, session: &Session) -> Result<()
         session.changed.notify_all();
         if may_end_lease {
             shared.leases_changed.notify_all();
-        }
-        if is_done && answer.is_some() {
-            shared.counters.transferred();
         }
         if let Some(answer) = answer {
             count_answer(shared, &answer);
@@ -324,10 +325,7 @@ fn count_message(shared: &Shared, message: &Message) {
 fn count_answer(shared: &Shared, answer: &Message) {
     match answer {
         Message::Reject { code, .. } => shared.counters.rejected(*code),
-        Message::Lent(lent) => {
-            let block_bytes = shared.cfg.layout.block_bytes() as u64;
-            shared.counters.lent(block_bytes * u64::from(lent.n_blocks));
-        }
+        Message::Lent(_) => shared.counters.lent(),
         _ => {}
     }
 }
@@ -380,32 +378,50 @@ fn send(
     chunk: &Chunk<Room>,
     scratch: &mut Vec<u8>,
 ) -> io::Result<()> {
-    let data = &chunk.part.bytes;
-    let payload = gather(data, chunk, scratch);
+    let deadline = Instant::now() + shared.cfg.progress_timeout * CHUNK_PATIENCE;
+    let slices = gather(chunk, scratch);
+    let crc = slices
+        .iter()
+        .fold(0, |crc, s| crc32c::crc32c_append(crc, s));
     let header = ChunkHeader {
         xfer: chunk.xfer,
         chunk: chunk.chunk,
-        len: u32::try_from(payload.len()).unwrap_or(u32::MAX),
+        len: u32::try_from(chunk.range.len()).unwrap_or(u32::MAX),
         offset: chunk.range.start as u64,
-        crc: crc32c::crc32c(payload),
-    };
-    let deadline = Instant::now() + shared.cfg.progress_timeout * CHUNK_PATIENCE;
-    write_both_by(stream, (&header.encode(), payload), deadline)?;
-    shared.counters.sent(payload.len());
+        crc,
+    }
+    .encode();
+    let mut all: Vec<IoSlice<'_>> = std::iter::once(&header[..])
+        .chain(slices)
+        .map(IoSlice::new)
+        .collect();
+    write_slices_by(stream, &mut all, deadline)?;
+    shared.counters.sent(chunk.range.len());
     Ok(())
 }
 
-/// The chunk's bytes: where they lie if they lie together, else copied together.
-fn gather<'a>(data: &'a [u8], chunk: &Chunk<Room>, scratch: &'a mut Vec<u8>) -> &'a [u8] {
-    let mut pieces = chunk.window.pieces(chunk.range.clone());
-    match (pieces.next(), pieces.next()) {
-        (Some(only), None) => &data[only],
-        (first, second) => {
-            scratch.clear();
-            for piece in first.into_iter().chain(second).chain(pieces) {
-                scratch.extend_from_slice(&data[piece]);
-            }
-            scratch
+/// The chunk's bytes: where they lie if they lie in a few pieces, else copied together.
+fn gather<'a>(chunk: &'a Chunk<Room>, scratch: &'a mut Vec<u8>) -> Vec<&'a [u8]> {
+    let Content { parts, source } = &*chunk.content;
+    let pieces: Vec<Piece> = source
+        .pieces(chunk.range.clone())
+        .take(MAX_SLICES + 1)
+        .collect();
+    let slice = |piece: &Piece| match piece {
+        Piece::Bytes(part, range) => Some(&parts[*part].bytes[range.clone()]),
+        Piece::Zeros(_) => None,
+    };
+    if pieces.len() <= MAX_SLICES
+        && let Some(slices) = pieces.iter().map(slice).collect()
+    {
+        return slices;
+    }
+    scratch.clear();
+    for piece in source.pieces(chunk.range.clone()) {
+        match slice(&piece) {
+            Some(bytes) => scratch.extend_from_slice(bytes),
+            None => scratch.resize(scratch.len() + piece.len(), 0),
         }
     }
+    vec![scratch]
 }

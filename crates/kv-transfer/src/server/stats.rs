@@ -9,18 +9,20 @@ use crate::RejectCode;
 pub struct ServerStats {
     /// Leases that can be fetched or are being fetched.
     pub leases: usize,
+    /// Those among them whose last blocks are still being computed.
+    pub building: usize,
     /// Bytes that leases and running transfers hold.
     pub lease_bytes: u64,
     /// Open connections.
     pub connections: usize,
     /// Leases that nobody fetched in time.
     pub expired: u64,
-    /// Transfers that a consumer has acknowledged.
+    /// Leases that a consumer has released after fetching from them.
     pub transfers: u64,
     /// Payload sent, chunks sent again included.
     pub bytes_sent: u64,
-    /// Payload that consumers were shown in shared memory.
-    pub bytes_lent: u64,
+    /// Transfers whose consumers were shown shared memory.
+    pub lent: u64,
     /// Heartbeat messages received.
     pub heartbeats: u64,
     /// Chunks that a consumer found damaged.
@@ -49,9 +51,8 @@ impl ServerStats {
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     expired: AtomicU64,
-    transfers: AtomicU64,
     bytes_sent: AtomicU64,
-    bytes_lent: AtomicU64,
+    lent: AtomicU64,
     heartbeats: AtomicU64,
     crc_errors: AtomicU64,
     turned_away: AtomicU64,
@@ -67,16 +68,12 @@ impl Counters {
         add(&self.expired, n as u64);
     }
 
-    pub(super) fn transferred(&self) {
-        add(&self.transfers, 1);
-    }
-
     pub(super) fn sent(&self, bytes: usize) {
         add(&self.bytes_sent, bytes as u64);
     }
 
-    pub(super) fn lent(&self, bytes: u64) {
-        add(&self.bytes_lent, bytes);
+    pub(super) fn lent(&self) {
+        add(&self.lent, 1);
     }
 
     pub(super) fn heartbeat(&self) {
@@ -102,9 +99,8 @@ impl Counters {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ServerStats {
             expired: read(&self.expired),
-            transfers: read(&self.transfers),
             bytes_sent: read(&self.bytes_sent),
-            bytes_lent: read(&self.bytes_lent),
+            lent: read(&self.lent),
             heartbeats: read(&self.heartbeats),
             crc_errors: read(&self.crc_errors),
             turned_away: read(&self.turned_away),

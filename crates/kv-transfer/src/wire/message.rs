@@ -1,5 +1,7 @@
 //! The control messages, and their bodies' bytes.
 
+use std::ops::Range;
+
 use baton_kv::LeaseToken;
 
 use baton_shm::Place;
@@ -24,7 +26,20 @@ pub struct Hello {
     pub features: u16,
 }
 
-/// Asks for blocks of a lease.
+/// Some of a lease's KV, in the consumer's order: `[layer][kv head][block][K, V][token][dim]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// Of the model's.
+    pub layers: Range<u32>,
+    /// Of the model's.
+    pub heads: Range<u32>,
+    /// Counted from the beginning of the prompt.
+    pub blocks: Range<u32>,
+    /// Tokens in each, which may differ from the producer's.
+    pub block_size: u32,
+}
+
+/// Asks for KV of a lease.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Open {
     /// Number that the receiver gives the transfer, unique on its control connection.
@@ -33,10 +48,8 @@ pub struct Open {
     pub lease: u64,
     /// Proof of the right to it.
     pub token: [u8; 32],
-    /// First block, counted from the first of the lease.
-    pub first_block: u32,
-    /// Blocks wanted.
-    pub n_blocks: u32,
+    /// Which of its bytes.
+    pub selection: Selection,
     /// Bytes that may be sent before more are granted.
     pub credit: u64,
     /// Bit `i % 8` of byte `i / 8` asks for chunk `i`; empty asks for all of them.
@@ -47,26 +60,27 @@ impl std::fmt::Debug for Open {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut shown = f.debug_struct("Open");
         shown.field("xfer", &self.xfer).field("lease", &self.lease);
-        shown
-            .field("first_block", &self.first_block)
-            .field("n_blocks", &self.n_blocks);
+        shown.field("selection", &self.selection);
         shown.finish_non_exhaustive()
     }
 }
 
-/// Where blocks lie that need not be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where KV lies that need not be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lent {
     /// Which transfer.
     pub xfer: u32,
-    /// Blocks of it: as many as were asked for, or the first of them.
-    pub n_blocks: u32,
-    /// The room that they are in, with others.
+    /// The rooms that it is in, with more; their blocks follow each other.
+    pub rooms: Vec<LentRoom>,
+}
+
+/// Blocks of a lease that lie together, all layers and heads that the producer has of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LentRoom {
+    /// Where.
     pub place: Place,
-    /// Blocks in the room, in the canonical order of just these.
-    pub room_blocks: u32,
-    /// The first of the transfer's blocks, counted from the first in the room.
-    pub first_block: u32,
+    /// Which, as the producer counts them from the first of the lease.
+    pub blocks: Range<u32>,
 }
 
 /// One message on a control connection (the two `Attach` ones: on a data connection).
@@ -101,10 +115,10 @@ pub enum Message {
         /// From 1.
         stream: u16,
     },
-    /// Consumer to producer: send these blocks on the data connection that the frame names; if it is
-    /// [`MEMORY`](super::MEMORY), say where they lie.
+    /// Consumer to producer: send this on the data connection that the frame names; if it is [`MEMORY`](super::MEMORY), say
+    /// where it lies.
     Open(Open),
-    /// Producer to consumer: they lie there, as long as the room's mark says so.
+    /// Producer to consumer: it lies there, as long as the rooms' marks say so.
     Lent(Lent),
     /// Producer to consumer: chunks will come.
     Accept {
@@ -160,17 +174,12 @@ pub enum Message {
         /// Proof of the right to it.
         token: LeaseToken,
     },
-    /// Producer to consumer: so many blocks of the lease, from the first on, can be fetched.
+    /// Producer to consumer: the KV of so many tokens, from the first on, can be fetched.
     Ready {
         /// Which lease.
         lease: u64,
         /// How many.
-        n_blocks: u32,
-    },
-    /// Consumer to producer: everything is here and verified; the lease is consumed.
-    Done {
-        /// Which transfer.
-        xfer: u32,
+        n_tokens: u32,
     },
     /// Consumer to producer: the lease is not needed any more.
     Release {
@@ -231,7 +240,6 @@ impl Message {
             Self::Cancel { .. } => 12,
             Self::Cancelled { .. } => 13,
             Self::Nack { .. } => 14,
-            Self::Done { .. } => 15,
             Self::Released { .. } => 16,
             Self::Heartbeat { .. } => 17,
             Self::HeartbeatAck { .. } => 18,
@@ -280,16 +288,13 @@ impl Message {
                 put(&xfer.to_le_bytes(), &code.to_wire().to_le_bytes(), out);
             }
             Self::Credit { xfer, bytes } => put(&xfer.to_le_bytes(), &bytes.to_le_bytes(), out),
-            Self::Cancel { xfer }
-            | Self::Cancelled { xfer }
-            | Self::Received { xfer }
-            | Self::Done { xfer } => {
+            Self::Cancel { xfer } | Self::Cancelled { xfer } | Self::Received { xfer } => {
                 out.extend(xfer.to_le_bytes());
             }
             Self::Nack { xfer, chunk } => put(&xfer.to_le_bytes(), &chunk.to_le_bytes(), out),
             Self::Watch { lease, token } => put(&lease.to_le_bytes(), &token.0, out),
-            Self::Ready { lease, n_blocks } => {
-                put(&lease.to_le_bytes(), &n_blocks.to_le_bytes(), out);
+            Self::Ready { lease, n_tokens } => {
+                put(&lease.to_le_bytes(), &n_tokens.to_le_bytes(), out);
             }
             Self::Release { lease: n }
             | Self::Released { lease: n }
@@ -329,7 +334,7 @@ const NAMES: [&str; 26] = [
     "CANCEL",
     "CANCELLED",
     "NACK",
-    "DONE",
+    "15",
     "RELEASED",
     "HB",
     "HB_ACK",
@@ -369,8 +374,7 @@ impl Open {
         out.extend(self.xfer.to_le_bytes());
         out.extend(self.lease.to_le_bytes());
         out.extend(self.token);
-        out.extend(self.first_block.to_le_bytes());
-        out.extend(self.n_blocks.to_le_bytes());
+        self.selection.encode_body(out);
         out.extend(self.credit.to_le_bytes());
         put_count(self.want.len(), out);
         out.extend(&self.want);
@@ -381,40 +385,60 @@ impl Open {
             xfer: c.u32()?,
             lease: c.u64()?,
             token: c.array()?,
-            first_block: c.u32()?,
-            n_blocks: c.u32()?,
+            selection: Selection::decode(c)?,
             credit: c.u64()?,
             want: c.bytes()?.to_vec(),
         })
     }
 }
 
-impl Lent {
+impl Selection {
     fn encode_body(&self, out: &mut Vec<u8>) {
-        let place = &self.place;
-        put(&self.xfer.to_le_bytes(), &self.n_blocks.to_le_bytes(), out);
-        put(
-            &self.room_blocks.to_le_bytes(),
-            &self.first_block.to_le_bytes(),
-            out,
-        );
-        put(&place.stamp.to_le_bytes(), &place.offset.to_le_bytes(), out);
-        out.extend(place.mark.to_le_bytes());
+        for range in [&self.layers, &self.heads, &self.blocks] {
+            put(&range.start.to_le_bytes(), &range.end.to_le_bytes(), out);
+        }
+        out.extend(self.block_size.to_le_bytes());
     }
 
     fn decode(c: &mut Cursor<'_>) -> Result<Self, WireError> {
         Ok(Self {
-            xfer: c.u32()?,
-            n_blocks: c.u32()?,
-            room_blocks: c.u32()?,
-            first_block: c.u32()?,
-            place: Place {
-                stamp: c.u64()?,
-                offset: c.u64()?,
-                mark: c.u32()?,
-            },
+            layers: c.u32()?..c.u32()?,
+            heads: c.u32()?..c.u32()?,
+            blocks: c.u32()?..c.u32()?,
+            block_size: c.u32()?,
         })
     }
+}
+
+impl Lent {
+    fn encode_body(&self, out: &mut Vec<u8>) {
+        out.extend(self.xfer.to_le_bytes());
+        put_count(self.rooms.len(), out);
+        for LentRoom { place, blocks } in &self.rooms {
+            put(&place.stamp.to_le_bytes(), &place.offset.to_le_bytes(), out);
+            out.extend(place.mark.to_le_bytes());
+            put(&blocks.start.to_le_bytes(), &blocks.end.to_le_bytes(), out);
+        }
+    }
+
+    fn decode(c: &mut Cursor<'_>) -> Result<Self, WireError> {
+        let xfer = c.u32()?;
+        let rooms = c.list::<28>()?.iter().map(room).collect::<Result<_, _>>()?;
+        Ok(Self { xfer, rooms })
+    }
+}
+
+fn room(bytes: &[u8; 28]) -> Result<LentRoom, WireError> {
+    let mut c = Cursor::new("room", bytes);
+    let (stamp, offset, mark) = (c.u64()?, c.u64()?, c.u32()?);
+    Ok(LentRoom {
+        place: Place {
+            mark,
+            stamp,
+            offset,
+        },
+        blocks: c.u32()?..c.u32()?,
+    })
 }
 
 fn put(first: &[u8], second: &[u8], out: &mut Vec<u8>) {
@@ -460,7 +484,7 @@ pub fn decode_message(kind: u8, body: &[u8]) -> Result<Message, WireError> {
         },
         11 => Message::Ready {
             lease: c.u64()?,
-            n_blocks: c.u32()?,
+            n_tokens: c.u32()?,
         },
         12 => Message::Cancel { xfer: c.u32()? },
         13 => Message::Cancelled { xfer: c.u32()? },
@@ -468,7 +492,6 @@ pub fn decode_message(kind: u8, body: &[u8]) -> Result<Message, WireError> {
             xfer: c.u32()?,
             chunk: c.u32()?,
         },
-        15 => Message::Done { xfer: c.u32()? },
         16 => Message::Released { lease: c.u64()? },
         17 => heartbeat(&mut c)?,
         18 => heartbeat_ack(&mut c)?,

@@ -211,13 +211,6 @@ fn what_cannot_fit_is_refused_before_anything_is_sent() {
     );
     assert_eq!(
         mismatch(KvLayout {
-            block_size: 8,
-            ..layout()
-        }),
-        "block size"
-    );
-    assert_eq!(
-        mismatch(KvLayout {
             n_layers: 5,
             ..layout()
         }),
@@ -382,4 +375,33 @@ fn the_queue_of_transfers_is_bounded() {
         client.hold(&params).unwrap_err(),
         TransferError::Busy { what: "leases" }
     );
+}
+
+#[test]
+fn a_long_transfer_uses_several_connections_and_a_short_one_does_not() {
+    let mut cfg = client_config();
+    cfg.stripe_bytes = 10 * layout().block_bytes();
+    let (server, client) = (start(server_config()), KvClient::new(cfg).unwrap());
+    let connections = || server.stats().connections;
+    let pulled = fetch(&client, &server.publish(&export(15, 1)).unwrap()).unwrap();
+    assert!(pulled.data() == bytes(15, 1));
+    assert_eq!(connections(), 2, "one for control, one for data");
+    let pulled = fetch(&client, &server.publish(&export(35, 2)).unwrap()).unwrap();
+    assert!(pulled.data() == bytes(35, 2));
+    // A stripe may be done before another begins, and leave it its connection.
+    assert!((3..=4).contains(&connections()));
+    // Many at the same time share what connections there may be.
+    std::thread::scope(|scope| {
+        for seed in 0..8 {
+            let (server, client) = (&server, &client);
+            scope.spawn(move || {
+                let pulled = fetch(client, &server.publish(&export(90, seed)).unwrap()).unwrap();
+                assert!(pulled.data() == bytes(90, seed));
+            });
+        }
+    });
+    assert!(connections() <= 5);
+    eventually("every lease was consumed", || {
+        server.stats().transfers == 10
+    });
 }

@@ -9,4 +9,5 @@ mod early;
 mod faults;
 mod handover;
 mod hostile;
+mod layouts;
 mod memory;
