@@ -83,6 +83,8 @@ struct Transfer<B> {
     out: Outgoing,
     is_cancelled: bool,
     last_progress: Instant,
+    /// Since when it has waited for credit.
+    starved: Option<Instant>,
 }
 
 /// One chunk to send.
@@ -93,6 +95,8 @@ pub(crate) struct Chunk<B> {
     /// Its place in the transfer.
     pub(crate) range: Range<usize>,
     pub(crate) content: Arc<Content<B>>,
+    /// How long it had to wait for credit.
+    pub(crate) stalled: Duration,
 }
 
 /// What a data connection has to do.
@@ -283,6 +287,7 @@ impl<B: Placed> Control<B> {
             out: Outgoing::new(map, open.want, open.credit),
             is_cancelled: false,
             last_progress: now,
+            starved: None,
         })
     }
 
@@ -439,23 +444,26 @@ impl<B: Placed> Control<B> {
 impl<B> Transfer<B> {
     fn work(&mut self, now: Instant, starvation: Duration) -> Work<B> {
         match self.out.next() {
-            Next::Send(chunk) => {
-                let Some(range) = self.out.map().range(chunk) else {
-                    return Work::Close;
-                };
-                self.last_progress = now;
-                Work::Send(Chunk {
-                    xfer: self.xfer,
-                    chunk,
-                    range,
-                    content: Arc::clone(&self.content),
-                })
+            Next::Send(chunk) => self.chunk(chunk, now).map_or(Work::Close, Work::Send),
+            Next::Starved => {
+                self.starved.get_or_insert(now);
+                let is_given_up = now.saturating_duration_since(self.last_progress) > starvation;
+                if is_given_up { Work::Close } else { Work::Idle }
             }
-            Next::Starved if now.saturating_duration_since(self.last_progress) > starvation => {
-                Work::Close
-            }
-            Next::Starved | Next::Sent => Work::Idle,
+            Next::Sent => Work::Idle,
         }
+    }
+
+    fn chunk(&mut self, chunk: u32, now: Instant) -> Option<Chunk<B>> {
+        let since = self.starved.take().unwrap_or(now);
+        self.last_progress = now;
+        Some(Chunk {
+            xfer: self.xfer,
+            chunk,
+            range: self.out.map().range(chunk)?,
+            content: Arc::clone(&self.content),
+            stalled: now.saturating_duration_since(since),
+        })
     }
 }
 
@@ -585,8 +593,17 @@ mod tests {
         assert!(matches!(bed.work(), Work::Send(Chunk { chunk: 0, .. })));
         assert!(matches!(bed.work(), Work::Send(Chunk { chunk: 1, .. })));
         assert!(matches!(bed.work(), Work::Idle));
+        bed.now += SECOND;
         bed.say(Message::Credit { xfer: 9, bytes: 64 });
-        assert!(matches!(bed.work(), Work::Send(Chunk { chunk: 2, .. })));
+        let third = bed.work();
+        assert!(matches!(
+            third,
+            Work::Send(Chunk {
+                chunk: 2,
+                stalled: SECOND,
+                ..
+            })
+        ));
         assert_eq!(bed.say(Message::Received { xfer: 9 }), None);
         assert!(matches!(bed.work(), Work::Idle));
         let released = Message::Released { lease: LEASE };

@@ -129,6 +129,8 @@ pub(crate) struct Brought {
     pub(crate) n_blocks: u32,
     /// What they take of the buffer, from its beginning.
     pub(crate) bytes: usize,
+    /// When the producer first agreed to send something.
+    pub(crate) accepted: Instant,
     /// Why not all are here.
     pub(crate) shortfall: Option<TransferError>,
 }
@@ -146,6 +148,8 @@ pub(crate) struct Fetch {
     xfer: u32,
     opened: Instant,
     is_accepted: bool,
+    /// When any attempt was first accepted.
+    accepted: Option<Instant>,
     /// Set by the first break.
     resume_until: Option<Instant>,
 }
@@ -163,6 +167,7 @@ impl Fetch {
             xfer: 0,
             opened: limits.asked,
             is_accepted: false,
+            accepted: None,
             resume_until: None,
         })
     }
@@ -192,7 +197,11 @@ impl Fetch {
     ///
     /// # Errors
     /// When it refuses, or its answer does not fit the question.
-    pub(crate) fn answered(&mut self, answer: &Message) -> Result<Origin, TransferError> {
+    pub(crate) fn answered(
+        &mut self,
+        answer: &Message,
+        now: Instant,
+    ) -> Result<Origin, TransferError> {
         let unexpected = WireError::Unexpected {
             message: answer.name(),
         };
@@ -211,6 +220,7 @@ impl Fetch {
             _ => None,
         };
         let ours = origin.and_then(|(map, origin)| self.begin(&map).then_some(origin));
+        self.accepted.get_or_insert(now);
         ours.ok_or(unexpected.into())
     }
 
@@ -376,18 +386,24 @@ pub(crate) fn join(
     let map = transfers
         .first()
         .and_then(|(fetch, _)| ChunkMap::new(&fetch.wanted.theirs.layout, selection, MAX_CHUNK));
+    let accepted = transfers
+        .iter()
+        .filter_map(|(fetch, _)| fetch.accepted)
+        .min();
     let shortfall = transfers
         .into_iter()
         .filter_map(|(_, ended)| ended.err())
         .max_by_key(is_unwanted);
     let is_unwanted = shortfall.as_ref().is_some_and(is_unwanted);
-    let Some(map) = map.filter(|_| !is_unwanted && n_blocks > 0) else {
+    let something = map.zip(accepted).filter(|_| !is_unwanted && n_blocks > 0);
+    let Some((map, accepted)) = something else {
         return Err(shortfall.unwrap_or(TransferError::Range));
     };
     let bytes = map.compact(buffer, n_blocks);
     Ok(Brought {
         n_blocks,
         bytes,
+        accepted,
         shortfall,
     })
 }

@@ -29,6 +29,10 @@ pub struct Pulled {
     pub more: bool,
     /// From when the blocks could be fetched until they were here.
     pub took: Duration,
+    /// Of that, until the first of their bytes could come: waiting for a worker, memory, a connection and the producer's word.
+    pub opening: Duration,
+    /// Whether they were read out of the producer's memory rather than sent.
+    pub is_shared: bool,
     pub(super) buffer: Buffer,
 }
 

@@ -111,6 +111,8 @@ impl<'a> Pull<'a> {
             more,
             shortfall: brought.shortfall,
             took: self.job.asked.elapsed(),
+            opening: brought.accepted.saturating_duration_since(self.job.asked),
+            is_shared,
             buffer,
         })
     }
@@ -298,7 +300,7 @@ impl Wire<'_> {
     fn run(&self, xfer: u32, fetch: &mut Fetch, buffer: &mut [u8]) -> Result<(), TransferError> {
         self.say(&fetch.open(xfer, Instant::now()))?;
         let answer = self.answer(fetch)?;
-        match (self.way, fetch.answered(&answer)?) {
+        match (self.way, fetch.answered(&answer, Instant::now())?) {
             (Way::Socket(stream), Origin::Chunks) => self.receive_all(stream, fetch, buffer),
             (Way::Memory(view), Origin::Memory(loan)) => self.copy(view, &loan, fetch, buffer),
             _ => Err(WireError::Unexpected {

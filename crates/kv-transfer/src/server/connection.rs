@@ -16,14 +16,15 @@ use parking_lot::{Condvar, Mutex};
 use super::{MAX_PENDING, Shared, random, spawn};
 use crate::RejectCode;
 use crate::control::{Chunk, Content, Control, Work};
-use crate::geometry::Piece;
+use crate::geometry::{ChunkMap, Piece};
 use crate::handshake::{Answer, ProducerHandshake, hello};
 use crate::lease::SessionId;
 use crate::net::{
     FrameError, hang_up, is_closed, read_by, read_frame, write_frame, write_slices_by,
 };
 use crate::wire::{
-    ChunkHeader, MAX_BODY, MAX_BODY_BEFORE_AUTH, Message, PREFACE_LEN, Role, decode_preface,
+    ChunkHeader, MAX_BODY, MAX_BODY_BEFORE_AUTH, MAX_CHUNK, Message, PREFACE_LEN, Role,
+    decode_preface,
 };
 
 /// How often an idle data connection looks whether its peer is still there.
@@ -297,6 +298,7 @@ fn converse(shared: &Shared, stream: &TcpStream, session: &Session) -> Result<()
         let deadline = Instant::now() + shared.cfg.idle_timeout;
         let (of, message) = read_frame(stream, MAX_BODY, deadline)?;
         count_message(shared, &message);
+        let asked = bytes_asked(shared, &message);
         let may_end_lease = matches!(message, Message::Release { .. });
         let answer = {
             let mut control = session.control.lock();
@@ -309,9 +311,20 @@ fn converse(shared: &Shared, stream: &TcpStream, session: &Session) -> Result<()
         }
         if let Some(answer) = answer {
             count_answer(shared, &answer);
+            if matches!(answer, Message::Lent(_)) {
+                shared.counters.lent(asked);
+            }
             session.say(of, &answer);
         }
     }
+}
+
+fn bytes_asked(shared: &Shared, message: &Message) -> usize {
+    let Message::Open(open) = message else {
+        return 0;
+    };
+    let map = ChunkMap::new(&shared.cfg.layout, &open.selection, MAX_CHUNK);
+    map.map_or(0, |map| map.total_bytes())
 }
 
 fn count_message(shared: &Shared, message: &Message) {
@@ -323,10 +336,8 @@ fn count_message(shared: &Shared, message: &Message) {
 }
 
 fn count_answer(shared: &Shared, answer: &Message) {
-    match answer {
-        Message::Reject { code, .. } => shared.counters.rejected(*code),
-        Message::Lent(_) => shared.counters.lent(),
-        _ => {}
+    if let Message::Reject { code, .. } = answer {
+        shared.counters.rejected(*code);
     }
 }
 
@@ -397,6 +408,7 @@ fn send(
         .collect();
     write_slices_by(stream, &mut all, deadline)?;
     shared.counters.sent(chunk.range.len());
+    shared.counters.stalled(chunk.stalled);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! What a producer has done, as numbers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::RejectCode;
 
@@ -21,8 +22,10 @@ pub struct ServerStats {
     pub transfers: u64,
     /// Payload sent, chunks sent again included.
     pub bytes_sent: u64,
-    /// Transfers whose consumers were shown shared memory.
-    pub lent: u64,
+    /// Payload that consumers were shown in shared memory.
+    pub bytes_lent: u64,
+    /// Time that transfers stood still because the consumer granted nothing, all of them together.
+    pub credit_stall: Duration,
     /// Heartbeat messages received.
     pub heartbeats: u64,
     /// Chunks that a consumer found damaged.
@@ -52,7 +55,8 @@ impl ServerStats {
 pub(super) struct Counters {
     expired: AtomicU64,
     bytes_sent: AtomicU64,
-    lent: AtomicU64,
+    bytes_lent: AtomicU64,
+    credit_stall_us: AtomicU64,
     heartbeats: AtomicU64,
     crc_errors: AtomicU64,
     turned_away: AtomicU64,
@@ -72,8 +76,13 @@ impl Counters {
         add(&self.bytes_sent, bytes as u64);
     }
 
-    pub(super) fn lent(&self) {
-        add(&self.lent, 1);
+    pub(super) fn lent(&self, bytes: usize) {
+        add(&self.bytes_lent, bytes as u64);
+    }
+
+    pub(super) fn stalled(&self, time: Duration) {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        add(&self.credit_stall_us, us);
     }
 
     pub(super) fn heartbeat(&self) {
@@ -100,7 +109,8 @@ impl Counters {
         ServerStats {
             expired: read(&self.expired),
             bytes_sent: read(&self.bytes_sent),
-            lent: read(&self.lent),
+            bytes_lent: read(&self.bytes_lent),
+            credit_stall: Duration::from_micros(read(&self.credit_stall_us)),
             heartbeats: read(&self.heartbeats),
             crc_errors: read(&self.crc_errors),
             turned_away: read(&self.turned_away),

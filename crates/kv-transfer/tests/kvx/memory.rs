@@ -24,7 +24,7 @@ fn on_one_machine_no_byte_goes_through_a_socket() {
     let (served, got) = (server.stats(), client.stats());
     assert_eq!((served.bytes_sent, got.bytes_received), (0, 0));
     let expected = (1 + 5 + 3 + 1 + 899) * layout().block_bytes() as u64;
-    assert_eq!((served.lent, got.bytes_copied), (5, expected));
+    assert_eq!((served.bytes_lent, got.bytes_copied), (expected, expected));
     assert_eq!((served.transfers, got.complete), (5, 5));
 }
 
