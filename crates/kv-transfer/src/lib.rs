@@ -15,6 +15,7 @@
 //! others can alter packets, run it inside a tunnel).
 #![forbid(unsafe_code)]
 
+mod checksum;
 mod client;
 mod control;
 mod error;

@@ -57,8 +57,6 @@ pub(crate) fn write_slices_by(
     mut slices: &mut [IoSlice<'_>],
     deadline: Instant,
 ) -> io::Result<()> {
-    // Empty ones at the beginning would look like an end.
-    IoSlice::advance_slices(&mut slices, 0);
     while !slices.is_empty() {
         let n = retry(|| stream.write_vectored(slices)).and_then(some_bytes)?;
         IoSlice::advance_slices(&mut slices, n);

@@ -15,6 +15,7 @@ mod message;
 
 pub use message::{Hello, Lent, LentRoom, Message, Open, Selection, decode_message};
 
+use crate::checksum::checksum;
 use cursor::Cursor;
 
 /// Version of the protocol that this crate speaks.
@@ -223,7 +224,7 @@ impl ChunkHeader {
         bytes[12..16].copy_from_slice(&self.len.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.offset.to_le_bytes());
         bytes[24..28].copy_from_slice(&self.crc.to_le_bytes());
-        let seal = crc32c::crc32c(&bytes[..28]);
+        let seal = checksum(&bytes[..28]);
         bytes[28..].copy_from_slice(&seal.to_le_bytes());
         bytes
     }
@@ -253,7 +254,7 @@ pub fn decode_chunk_header(bytes: &[u8]) -> Result<ChunkHeader, WireError> {
     }
     if bytes
         .get(..28)
-        .is_none_or(|sealed| crc32c::crc32c(sealed) != seal)
+        .is_none_or(|sealed| checksum(sealed) != seal)
     {
         return Err(WireError::HeaderChecksum);
     }

@@ -17,6 +17,7 @@ use super::Shared;
 use super::job::{Job, Pulled};
 use super::session::{DataStream, Session};
 use crate::TransferError;
+use crate::checksum::Checksum;
 use crate::fetch::{Closed, Fetch, Limits, Loan, Next, Origin, Wanted, cause, join};
 use crate::geometry::{Piece, stripes};
 use crate::incoming::Verdict;
@@ -26,6 +27,9 @@ use crate::wire::{CHUNK_HEADER_LEN, ChunkHeader, MEMORY, Message, Selection, Wir
 
 /// Copied between two looks whether to stop.
 const COPY_BYTES: usize = 8 << 20;
+
+/// Read at once: what a core's own cache holds, so that the checksum finds it there.
+const READ_BYTES: usize = 256 << 10;
 
 /// How often a wait looks whether it was cancelled.
 pub(super) const CANCEL_CHECK: Duration = Duration::from_millis(50);
@@ -423,14 +427,16 @@ impl Wire<'_> {
 
 /// Fills `buf` and returns its checksum, computed while the bytes are still in the cache.
 fn receive(socket: &TcpStream, fetch: &Fetch, buf: &mut [u8]) -> Result<u32, TransferError> {
-    let (mut filled, mut crc) = (0, 0);
+    let mut sum = Checksum::new();
+    let mut filled = 0;
     while filled < buf.len() {
-        let n = read_some(socket, &mut buf[filled..]).map_err(|e| fetch.unread(kind(&e)))?;
-        crc = crc32c::crc32c_append(crc, &buf[filled..filled + n]);
+        let end = buf.len().min(filled + READ_BYTES);
+        let n = read_some(socket, &mut buf[filled..end]).map_err(|e| fetch.unread(kind(&e)))?;
+        sum.add(&buf[filled..filled + n]);
         filled += n;
         if let Some(late) = fetch.late(Instant::now()) {
             return Err(late);
         }
     }
-    Ok(crc)
+    Ok(sum.value())
 }

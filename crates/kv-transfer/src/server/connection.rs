@@ -15,6 +15,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{MAX_PENDING, Shared, random, spawn};
 use crate::RejectCode;
+use crate::checksum::Checksum;
 use crate::control::{Chunk, Content, Control, Work};
 use crate::geometry::{ChunkMap, Piece};
 use crate::handshake::{Answer, ProducerHandshake, hello};
@@ -30,7 +31,7 @@ use crate::wire::{
 /// How often an idle data connection looks whether its peer is still there.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
 /// Pieces of a chunk that are sent from where they lie.
-const MAX_SLICES: usize = 64;
+const MAX_PIECES: usize = 16;
 /// A chunk takes at most this many times the progress timeout, however steadily its bytes trickle.
 const CHUNK_PATIENCE: u32 = 4;
 
@@ -390,22 +391,19 @@ fn send(
     scratch: &mut Vec<u8>,
 ) -> io::Result<()> {
     let deadline = Instant::now() + shared.cfg.progress_timeout * CHUNK_PATIENCE;
-    let slices = gather(chunk, scratch);
-    let crc = slices
-        .iter()
-        .fold(0, |crc, s| crc32c::crc32c_append(crc, s));
+    let pieces = gather(chunk, scratch);
+    let mut sum = Checksum::new();
+    pieces.iter().for_each(|piece| sum.add(piece));
     let header = ChunkHeader {
         xfer: chunk.xfer,
         chunk: chunk.chunk,
         len: u32::try_from(chunk.range.len()).unwrap_or(u32::MAX),
         offset: chunk.range.start as u64,
-        crc,
-    }
-    .encode();
-    let mut all: Vec<IoSlice<'_>> = std::iter::once(&header[..])
-        .chain(slices)
-        .map(IoSlice::new)
-        .collect();
+        crc: sum.value(),
+    };
+    let header = header.encode();
+    let all = std::iter::once(&header[..]).chain(pieces);
+    let mut all: Vec<IoSlice<'_>> = all.map(IoSlice::new).collect();
     write_slices_by(stream, &mut all, deadline)?;
     shared.counters.sent(chunk.range.len());
     shared.counters.stalled(chunk.stalled);
@@ -415,24 +413,20 @@ fn send(
 /// The chunk's bytes: where they lie if they lie in a few pieces, else copied together.
 fn gather<'a>(chunk: &'a Chunk<Room>, scratch: &'a mut Vec<u8>) -> Vec<&'a [u8]> {
     let Content { parts, source } = &*chunk.content;
-    let pieces: Vec<Piece> = source
-        .pieces(chunk.range.clone())
-        .take(MAX_SLICES + 1)
-        .collect();
-    let slice = |piece: &Piece| match piece {
-        Piece::Bytes(part, range) => Some(&parts[*part].bytes[range.clone()]),
+    let pieces = || source.pieces(chunk.range.clone());
+    let lying = |piece| match piece {
+        Piece::Bytes(part, range) => Some(&parts[part].bytes[range]),
         Piece::Zeros(_) => None,
     };
-    if pieces.len() <= MAX_SLICES
-        && let Some(slices) = pieces.iter().map(slice).collect()
-    {
-        return slices;
+    let few: Option<Vec<&[u8]>> = pieces().take(MAX_PIECES + 1).map(lying).collect();
+    if let Some(few) = few.filter(|few| few.len() <= MAX_PIECES) {
+        return few;
     }
     scratch.clear();
-    for piece in source.pieces(chunk.range.clone()) {
-        match slice(&piece) {
-            Some(bytes) => scratch.extend_from_slice(bytes),
-            None => scratch.resize(scratch.len() + piece.len(), 0),
+    for piece in pieces() {
+        match piece {
+            Piece::Bytes(part, range) => scratch.extend_from_slice(&parts[part].bytes[range]),
+            Piece::Zeros(n) => scratch.resize(scratch.len() + n, 0),
         }
     }
     vec![scratch]
