@@ -104,7 +104,7 @@ def main():
     say("time to first token, 1000 tokens, one server", f"{statistics.median(prefill) * 1000:.0f} ms")
     say("time to first token, 1000 tokens, prefill and decode apart", f"{ttft * 1000:.0f} ms")
     say("KV hand-over, mean (pull, verify, place)", f"{seconds / count * 1000:.0f} ms, {seconds / count / ttft:.1%} of time to first token")
-    say("KV hand-over, bytes", f"{metric(decode, 'kvx_transfer_received_bytes_total') / metric(decode, 'kvx_transfer_seconds_count') / 1e6:.1f} MB a prompt, mean over all")
+    say("KV hand-over, bytes", f"{metric(decode, 'kvx_transfer_bytes_total') / metric(decode, 'kvx_transfer_seconds_count') / 1e6:.1f} MB a prompt, mean over all")
     for role in ("prefill", "decode"):
         for process, _ in stack.servers(role):
             say(f"peak memory, {role}", f"{peak_mb(process.pid):.0f} MB")

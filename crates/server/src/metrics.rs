@@ -188,6 +188,7 @@ impl Metrics {
         if let Some(client) = client {
             consumer(&mut text, client);
         }
+        transferred(&mut text, server, client);
         text
     }
 }
@@ -329,12 +330,6 @@ fn producer(text: &mut String, stats: &ServerStats) {
     line(text, "kvx_conns", "gauge", stats.connections as u64);
     line(text, "kvx_lease_expired_total", "counter", stats.expired);
     line(text, "kvx_transfers_sent_total", "counter", stats.transfers);
-    line(
-        text,
-        "kvx_transfer_sent_bytes_total",
-        "counter",
-        stats.bytes_sent,
-    );
     line(text, "kvx_heartbeats_total", "counter", stats.heartbeats);
     line(
         text,
@@ -369,13 +364,26 @@ fn consumer(text: &mut String, stats: &ClientStats) {
         stats.partial,
     );
     line(text, "kvx_transfer_failed_total", "counter", stats.failed);
-    line(
-        text,
-        "kvx_transfer_received_bytes_total",
-        "counter",
-        stats.bytes_received,
-    );
     line(text, "kvx_crc_errors_total", "counter", stats.crc_errors);
+}
+
+/// Payload by direction and way; a server that does both has both in one family.
+fn transferred(text: &mut String, server: Option<&ServerStats>, client: Option<&ClientStats>) {
+    let out = server.map(|s| [("out", "tcp", s.bytes_sent), ("out", "shm", s.bytes_lent)]);
+    let came = client.map(|c| {
+        [
+            ("in", "tcp", c.bytes_received),
+            ("in", "shm", c.bytes_copied),
+        ]
+    });
+    let name = "kvx_transfer_bytes_total";
+    if out.is_some() || came.is_some() {
+        family(text, name, "counter");
+    }
+    for (dir, path, bytes) in out.into_iter().chain(came).flatten() {
+        let series = format_args!("{name}{{dir=\"{dir}\",path=\"{path}\"}}");
+        sample(text, series, bytes);
+    }
 }
 
 fn line(text: &mut String, name: &str, kind: &str, value: u64) {

@@ -196,7 +196,7 @@ async fn kv_travels_while_the_prompt_is_computed() {
     assert_eq!(params["remote_block_ids"], json!([]));
     body["kv_transfer_params"] = params;
     let (answer, ()) = tokio::join!(fleet.decode.post(COMPLETIONS, body), async {
-        let arrived = "kvx_transfer_received_bytes_total";
+        let arrived = "kvx_transfer_bytes_total";
         fleet.decode.until(arrived, |n| n > 0.0).await;
         assert_eq!(prefill.metric("vllm:request_success_total").await, 0.0);
         go_on.send(()).unwrap();
@@ -221,7 +221,7 @@ async fn a_prefill_that_is_given_up_is_computed_where_its_kv_was_awaited() {
     let (params, rest) = ask_early(&prefill, &body).await;
     body["kv_transfer_params"] = params;
     let (answer, ()) = tokio::join!(fleet.decode.post(COMPLETIONS, body), async {
-        let arrived = "kvx_transfer_received_bytes_total";
+        let arrived = "kvx_transfer_bytes_total";
         fleet.decode.until(arrived, |n| n > 0.0).await;
         drop(rest);
         drop(go_on);
