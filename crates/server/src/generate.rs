@@ -8,6 +8,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use baton_engine::{Handover, Limits, NewSequence, Sampling};
 use baton_kv::KvTransferRequest;
+use baton_kv_transfer::{KvClient, KvServer};
 use baton_openai::{ApiError, ChatCompletionRequest, CompletionRequest};
 use http::HeaderMap;
 use tokio::sync::mpsc;
@@ -15,12 +16,14 @@ use tokio::sync::mpsc;
 use crate::answer::{Answer, Dialect, Echo};
 use crate::app::{App, InFlight};
 use crate::body::Received;
-use crate::call::{Call, Handing, Incoming, Outgoing};
+use crate::call::{Call, Handing};
 use crate::choice::Choice;
 use crate::conversation;
 use crate::early;
 use crate::id;
 use crate::inbox::{Admission, Ending, InboxError};
+use crate::incoming::Incoming;
+use crate::outgoing::Outgoing;
 use crate::prefiller::{self, Asked, Errand};
 use crate::rejection::{self, Rejection};
 use crate::tokens::{self, Encoded};
@@ -204,25 +207,42 @@ impl Job {
         if self.prompts.len() * self.ask.n as usize != 1 {
             return Handing::Keep;
         }
-        if let (true, Some(named)) = (app.config.role.imports(), arrival.prefillers()) {
-            return self.ask_prefiller(app, arrival, named).await;
+        let client = app.kv_client.as_ref().filter(|_| app.config.role.imports());
+        if let (Some(client), Some(named)) = (client, arrival.prefillers()) {
+            return self.ask_prefiller(app, client, arrival, named).await;
         }
         match &self.ask.kv {
             KvTransferRequest::None => Handing::Keep,
             // The parameters could not be told in a stream.
             KvTransferRequest::Produce if self.ask.shape.stream => Handing::Keep,
             KvTransferRequest::Produce => match &app.kv_server {
-                Some(server) if app.config.role.exports() => {
-                    let outgoing = Outgoing::begin(server, self.first_prompt());
-                    outgoing.map_or(Handing::Keep, |outgoing| Handing::Out(Box::new(outgoing)))
-                }
+                Some(server) if app.config.role.exports() => self.hand_over(server),
                 _ => Handing::Keep,
             },
-            KvTransferRequest::Consume(params) => self.take_over(app, params.clone().into()),
+            KvTransferRequest::Consume(params) => match client {
+                Some(client) => self.take_over(app, client, params.clone().into()),
+                None => Handing::Keep,
+            },
         }
     }
 
-    async fn ask_prefiller(&self, app: &App, arrival: &Arrival, named: &str) -> Handing {
+    fn hand_over(&self, server: &KvServer) -> Handing {
+        match Outgoing::begin(server, self.first_prompt()) {
+            Ok(outgoing) => Handing::Out(Box::new(outgoing)),
+            Err(error) => {
+                tracing::debug!(%error, id = %self.id, "nothing handed over");
+                Handing::Keep
+            }
+        }
+    }
+
+    async fn ask_prefiller(
+        &self,
+        app: &App,
+        client: &Arc<KvClient>,
+        arrival: &Arrival,
+        named: &str,
+    ) -> Handing {
         let id = self
             .id
             .split_once('-')
@@ -234,10 +254,10 @@ impl Job {
             id,
         };
         match app.prefillers.ask(named, errand).await {
-            Ok(asked) => self.take_over(app, asked),
+            Ok(asked) => self.take_over(app, client, asked),
             Err(error) => {
-                tracing::warn!(%error, id = %self.id, "no prefill; computing");
-                Handing::Keep
+                tracing::warn!(%error, id = %self.id, "no prefill");
+                Handing::Lost(error.lost())
             }
         }
     }
@@ -246,10 +266,11 @@ impl Job {
         self.prompts.first().map_or(&[], |prompt| &prompt.ids)
     }
 
-    fn take_over(&self, app: &App, asked: Asked) -> Handing {
-        let client = app.kv_client.as_ref().filter(|_| app.config.role.imports());
-        let incoming = client.and_then(|client| Incoming::hold(client, asked, self.first_prompt()));
-        incoming.map_or(Handing::Keep, Handing::In)
+    fn take_over(&self, app: &App, client: &Arc<KvClient>, asked: Asked) -> Handing {
+        match Incoming::hold(app, client, asked, self.first_prompt(), &self.id) {
+            Ok(incoming) => Handing::In(Box::new(incoming)),
+            Err(lost) => Handing::Lost(lost),
+        }
     }
 
     fn admit(
@@ -260,7 +281,7 @@ impl Job {
         arrived: Instant,
     ) -> Result<Call, ApiError> {
         let handover = match &handing {
-            Handing::Keep => Handover::None,
+            Handing::Keep | Handing::Lost(_) => Handover::None,
             Handing::Out(_) => Handover::Export,
             Handing::In(incoming) => Handover::Import {
                 n_tokens: incoming.n_tokens(),
@@ -274,9 +295,10 @@ impl Job {
             .sum();
         let (updates, received) = mpsc::channel(tokens);
         app.metrics.sizes.n.observe(f64::from(self.ask.n));
-        let outgoing = match &mut handing {
-            Handing::Out(outgoing) => outgoing.take_building(),
-            Handing::Keep | Handing::In(_) => None,
+        let (outgoing, lost) = match &mut handing {
+            Handing::Out(outgoing) => (outgoing.take_building(), None),
+            Handing::Lost(lost) => (None, Some(*lost)),
+            Handing::Keep | Handing::In(_) => (None, None),
         };
         let call = Call::new(
             received,
@@ -291,6 +313,7 @@ impl Job {
             updates,
             arrived,
             outgoing,
+            lost,
         };
         app.inbox.admit(admission).map_err(|e| match e {
             InboxError::Full => rejection::queue_full(),

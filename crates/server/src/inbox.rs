@@ -18,13 +18,17 @@ pub(crate) enum Command {
     Admit(Admission),
     /// KV of whole blocks came for a sequence.
     KvArrived(SeqId, Pulled),
-    /// No KV will come for a sequence.
-    KvFailed(SeqId),
+    /// No more KV will come for a sequence.
+    KvFailed(SeqId, Lost),
     /// Look at the endings.
     Wake,
     /// Be done.
     Stop,
 }
+
+/// Why KV that was to come did not, in a word for metrics; from a small fixed set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lost(pub(crate) &'static str);
 
 /// The sequences of one request.
 pub(crate) struct Admission {
@@ -36,6 +40,8 @@ pub(crate) struct Admission {
     pub(crate) arrived: Instant,
     /// Where the only sequence's KV goes as it is computed.
     pub(crate) outgoing: Option<Building>,
+    /// Its KV was to come from another server and will not.
+    pub(crate) lost: Option<Lost>,
 }
 
 /// What a request hears of its sequences.
@@ -145,19 +151,19 @@ impl Inbox {
     }
 
     /// Tells what became of a transfer; waits if the inbox is full. Not for async code.
-    pub(crate) fn transfer_ended(&self, seq: SeqId, pulled: Option<Pulled>) {
-        let command = match pulled {
-            Some(pulled) => Command::KvArrived(seq, pulled),
-            None => Command::KvFailed(seq),
+    pub(crate) fn transfer_ended(&self, seq: SeqId, result: Result<Pulled, Lost>) {
+        let command = match result {
+            Ok(pulled) => Command::KvArrived(seq, pulled),
+            Err(lost) => Command::KvFailed(seq, lost),
         };
         // Without a thread nobody waits for the KV.
         let _ = self.commands.send(command);
     }
 
     /// As [`Inbox::transfer_ended`] without KV, from async code. `false` if the inbox is full.
-    pub(crate) fn try_transfer_failed(&self, seq: SeqId) -> bool {
+    pub(crate) fn try_transfer_failed(&self, seq: SeqId, lost: Lost) -> bool {
         !matches!(
-            self.commands.try_send(Command::KvFailed(seq)),
+            self.commands.try_send(Command::KvFailed(seq, lost)),
             Err(TrySendError::Full(_))
         )
     }

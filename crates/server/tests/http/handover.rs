@@ -11,18 +11,18 @@ use tokio::net::TcpListener;
 
 use crate::support::{Reply, Server, Setup, streamed_texts, texts};
 
-const COMPLETIONS: &str = "/v1/completions";
+pub(crate) const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
-const HEADER: &str = "x-prefiller-host-port";
+pub(crate) const HEADER: &str = "x-prefiller-host-port";
 
-struct Fleet {
-    prefill: Server,
-    decode: Server,
-    alone: Server,
+pub(crate) struct Fleet {
+    pub(crate) prefill: Server,
+    pub(crate) decode: Server,
+    pub(crate) alone: Server,
 }
 
 impl Fleet {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self {
             prefill: Server::start(Setup::role(Role::Prefill)).await,
             decode: Server::start(Setup::role(Role::Decode)).await,
@@ -30,14 +30,14 @@ impl Fleet {
         }
     }
 
-    async fn decode_after(&self, prefiller: &str, path: &str, body: &Value) -> Reply {
+    pub(crate) async fn decode_after(&self, prefiller: &str, path: &str, body: &Value) -> Reply {
         self.decode
             .post_with(path, body.clone(), &[(HEADER, prefiller)])
             .await
     }
 }
 
-fn prompt(n: usize) -> String {
+pub(crate) fn prompt(n: usize) -> String {
     "The capital of France is Paris. "
         .chars()
         .cycle()
@@ -49,15 +49,16 @@ fn prompt(n: usize) -> String {
 
 /// Prompt tokens computed, found and fetched.
 async fn by_source(server: &Server) -> [f64; 3] {
-    let text = server.get("/metrics").await.text();
-    ["local_compute", "local_cache_hit", "external_kv_transfer"].map(|source| {
-        let series = text.lines().find(|l| {
-            l.starts_with("vllm:prompt_tokens_by_source_total{")
-                && l.contains(&format!("source=\"{source}\""))
-        });
-        let value = series.and_then(|l| l.rsplit(' ').next());
-        value.unwrap().parse().unwrap()
-    })
+    let of = async |source: &str| {
+        let label = format!("source=\"{source}\"");
+        let name = "vllm:prompt_tokens_by_source_total";
+        server.metric_of(name, &label).await
+    };
+    [
+        of("local_compute").await,
+        of("local_cache_hit").await,
+        of("external_kv_transfer").await,
+    ]
 }
 
 #[tokio::test]

@@ -10,4 +10,5 @@ mod answers;
 mod errors;
 mod handover;
 mod life;
+mod lost_kv;
 mod support;

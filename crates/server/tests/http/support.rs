@@ -125,10 +125,15 @@ impl Server {
 
     /// Sum of a metric's series.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
+        self.metric_of(name, "").await
+    }
+
+    /// Sum of a metric's series that have a label, written `name="value"`.
+    pub(crate) async fn metric_of(&self, name: &str, label: &str) -> f64 {
         let text = self.get("/metrics").await.text();
-        let series = text
-            .lines()
-            .filter(|l| l.starts_with(name) && l[name.len()..].starts_with(['{', ' ']));
+        let series = text.lines().filter(|l| {
+            l.starts_with(name) && l[name.len()..].starts_with(['{', ' ']) && l.contains(label)
+        });
         series
             .map(|l| l.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
             .sum()

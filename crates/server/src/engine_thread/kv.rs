@@ -1,0 +1,95 @@
+//! KV that comes from another server for a sequence, or leaves for one.
+
+use std::time::{Duration, Instant};
+
+use baton_engine::{Engine, RunnerError, SeqId, Then};
+use baton_kv::BlockId;
+use baton_kv_transfer::{Building, Pulled};
+
+use super::{Driver, Open};
+use crate::inbox::{Lost, Update};
+use crate::metrics::Metrics;
+
+/// Where a sequence's KV goes as it is computed. Dropped before its end, the other side is told.
+pub(super) struct Leaving {
+    building: Building,
+    /// Time that copying out of the device took.
+    copying: Duration,
+}
+
+impl From<Building> for Leaving {
+    fn from(building: Building) -> Self {
+        Self {
+            building,
+            copying: Duration::ZERO,
+        }
+    }
+}
+
+impl Open {
+    /// Adds blocks to what the other side can fetch, which is complete when the prompt is.
+    pub(super) fn hand_on(
+        &mut self,
+        engine: &mut Engine,
+        blocks: &[BlockId],
+        n_tokens: u32,
+        metrics: &Metrics,
+    ) -> Result<(), RunnerError> {
+        let Some(mut leaving) = self.leaving.take() else {
+            return Ok(());
+        };
+        let begun = Instant::now();
+        let added = match leaving.building.room(blocks.len()) {
+            Ok(mut room) => {
+                engine.export(blocks, &mut room)?;
+                leaving.building.append(blocks, room)
+            }
+            Err(full) => Err(full),
+        };
+        leaving.copying += begun.elapsed();
+        match added {
+            Ok(()) if n_tokens < leaving.building.n_tokens() => self.leaving = Some(leaving),
+            Ok(()) => {
+                metrics.kv.left(leaving.copying);
+                if let Some(params) = leaving.building.finish() {
+                    let _ = self.updates.try_send(Update::Published(params));
+                }
+            }
+            // The other side computes the prompt itself then.
+            Err(error) => tracing::debug!(%error, "nothing handed over"),
+        }
+        Ok(())
+    }
+}
+
+impl Driver {
+    /// Places KV that came for a sequence, which runs once all of it is there.
+    pub(super) fn place(&mut self, seq: SeqId, pulled: &Pulled) -> Result<(), RunnerError> {
+        let begun = Instant::now();
+        let lost = pulled.shortfall.as_ref().map(|error| Lost(error.code()));
+        let is_last = !pulled.more && lost.is_none();
+        let then = if is_last { Then::Compute } else { Then::Fetch };
+        self.engine
+            .kv_arrived(seq, pulled.first_block, pulled.data(), then)?;
+        if let Some(sequence) = self.open.get_mut(&seq) {
+            sequence.spent.pulling += pulled.took;
+            sequence.spent.placing += begun.elapsed();
+            sequence.spent.bytes += pulled.data().len();
+            if !pulled.more {
+                self.metrics.kv.came(&sequence.spent);
+            }
+        }
+        if let Some(lost) = lost {
+            self.lose(seq, lost);
+        }
+        Ok(())
+    }
+
+    /// No more KV will come for a sequence: what is missing is computed.
+    pub(super) fn lose(&mut self, seq: SeqId, lost: Lost) {
+        if let Some(sequence) = self.open.get_mut(&seq) {
+            sequence.books.lose(lost);
+        }
+        self.engine.kv_failed(seq);
+    }
+}
