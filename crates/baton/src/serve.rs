@@ -281,6 +281,7 @@ fn server_config(args: &Serve) -> ServerConfig {
             .map(|key| ApiKey::new(key.as_str()))
             .collect(),
         prompt_tokens_details: args.enable_prompt_tokens_details,
+        recompute_max: args.kv_recompute_max,
         ..ServerConfig::default()
     };
     config.http.grace = args.shutdown_timeout;

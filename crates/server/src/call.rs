@@ -78,6 +78,9 @@ impl Call {
             match self.updates.recv().await {
                 None => return Err(rejection::engine_dead()),
                 Some(Update::Refused(error)) => return Err(self.refused(&error)),
+                Some(Update::GivenUp(lost, missing)) => {
+                    return Err(rejection::kv_lost(lost, missing));
+                }
                 Some(Update::Published(params)) => self.handing.published(params),
                 Some(Update::FetchKv {
                     seq,

@@ -122,6 +122,8 @@ pub struct ServerConfig {
     pub prefill_timeout: Duration,
     /// Which prefill servers a request may name.
     pub prefillers: PrefillerPolicy,
+    /// Most tokens of a prompt that are computed here when its KV does not come; a request with more is answered 503.
+    pub recompute_max: u32,
 }
 
 impl Default for ServerConfig {
@@ -140,6 +142,7 @@ impl Default for ServerConfig {
             request_id_headers: false,
             prefill_timeout: Duration::from_secs(300),
             prefillers: PrefillerPolicy::loopback(),
+            recompute_max: 2048,
         }
     }
 }

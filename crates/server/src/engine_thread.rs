@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::books::Books;
 use crate::inbox::{Admission, Command, Ending, Inbox, Update};
 use crate::metrics::{Finished, Metrics, Spent};
+use crate::patience::RecomputeMax;
 use kv::Leaving;
 
 /// The thread, from outside.
@@ -87,6 +88,7 @@ struct Open {
     updates: mpsc::Sender<Update>,
     ending: Ending,
     books: Books,
+    recompute_max: RecomputeMax,
     /// On KV that came.
     spent: Spent,
     leaving: Option<Leaving>,
@@ -138,6 +140,10 @@ impl Driver {
     }
 
     fn admit(&mut self, admission: Admission) {
+        if let Some(refusal) = self.too_much(&admission) {
+            let _ = admission.updates.try_send(refusal);
+            return;
+        }
         let Admission {
             sequences,
             endings,
@@ -145,6 +151,7 @@ impl Driver {
             arrived,
             mut outgoing,
             lost,
+            recompute_max,
         } = admission;
         let mut ids = Vec::with_capacity(sequences.len());
         for (choice, (sequence, ending)) in sequences.into_iter().zip(endings).enumerate() {
@@ -172,6 +179,7 @@ impl Driver {
                     updates,
                     ending,
                     books,
+                    recompute_max,
                     spent: Spent::default(),
                     leaving: outgoing.take().map(Leaving::from),
                 },

@@ -24,6 +24,7 @@ use crate::id;
 use crate::inbox::{Admission, Ending, InboxError};
 use crate::incoming::Incoming;
 use crate::outgoing::Outgoing;
+use crate::patience::RecomputeMax;
 use crate::prefiller::{self, Asked, Errand};
 use crate::rejection::{self, Rejection};
 use crate::tokens::{self, Encoded};
@@ -60,6 +61,7 @@ async fn complete(app: &Arc<App>, arrival: &Arrival) -> Result<Response, Rejecti
         default_max_tokens: default,
         dialect: Dialect::Completion(echo),
         id,
+        recompute_max: arrival.recompute_max(app)?,
     };
     job.run(app, arrival).await
 }
@@ -90,6 +92,7 @@ async fn converse(app: &Arc<App>, arrival: &Arrival) -> Result<Response, Rejecti
         default_max_tokens: default,
         dialect,
         id,
+        recompute_max: arrival.recompute_max(app)?,
     };
     job.run(app, arrival).await
 }
@@ -128,6 +131,10 @@ impl Arrival {
     fn prefillers(&self) -> Option<&str> {
         let value = self.headers.get(prefiller::HEADER)?.to_str().ok()?;
         (!value.trim().is_empty()).then_some(value)
+    }
+
+    fn recompute_max(&self, app: &App) -> Result<RecomputeMax, ApiError> {
+        RecomputeMax::of_request(&self.headers, app.config.recompute_max)
     }
 
     /// A request that is refused frees the KV that another server keeps for it, as far as it can be told what that is.
@@ -177,6 +184,7 @@ struct Job {
     default_max_tokens: Option<u32>,
     dialect: Dialect,
     id: String,
+    recompute_max: RecomputeMax,
 }
 
 impl Job {
@@ -314,6 +322,7 @@ impl Job {
             arrived,
             outgoing,
             lost,
+            recompute_max: self.recompute_max,
         };
         app.inbox.admit(admission).map_err(|e| match e {
             InboxError::Full => rejection::queue_full(),

@@ -11,6 +11,7 @@ use baton_kv_transfer::{Building, Pulled};
 use tokio::sync::mpsc;
 
 use crate::metrics::Finished;
+use crate::patience::RecomputeMax;
 
 /// What the thread is told.
 pub(crate) enum Command {
@@ -42,6 +43,8 @@ pub(crate) struct Admission {
     pub(crate) outgoing: Option<Building>,
     /// Its KV was to come from another server and will not.
     pub(crate) lost: Option<Lost>,
+    /// What may be computed here of KV that does not come.
+    pub(crate) recompute_max: RecomputeMax,
 }
 
 /// What a request hears of its sequences.
@@ -49,6 +52,8 @@ pub(crate) struct Admission {
 pub(crate) enum Update {
     /// None of them runs.
     Refused(AdmitError),
+    /// The KV of so many tokens of the only sequence did not come, and that is more than may be computed.
+    GivenUp(Lost, usize),
     /// A token of the sequence with this index in the request.
     Token {
         choice: usize,

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use baton_engine::{Engine, RunnerError, SeqId, Then};
+use baton_engine::{Engine, NewSequence, RunnerError, SeqId, Then};
 use baton_kv::BlockId;
 use baton_kv_transfer::{Building, Pulled};
 
 use super::{Driver, Open};
-use crate::inbox::{Lost, Update};
-use crate::metrics::Metrics;
+use crate::inbox::{Admission, Lost, Update};
+use crate::metrics::{Finished, Metrics};
 
 /// Where a sequence's KV goes as it is computed. Dropped before its end, the other side is told.
 pub(super) struct Leaving {
@@ -85,11 +85,39 @@ impl Driver {
         Ok(())
     }
 
-    /// No more KV will come for a sequence: what is missing is computed.
+    /// No more KV will come for a sequence: what is missing is computed, or the sequence ends.
     pub(super) fn lose(&mut self, seq: SeqId, lost: Lost) {
-        if let Some(sequence) = self.open.get_mut(&seq) {
-            sequence.books.lose(lost);
+        let missing = self.engine.awaited(seq);
+        match self.open.get_mut(&seq) {
+            Some(sequence) if !sequence.recompute_max.allows(missing) => {
+                self.give_up(seq, lost, missing);
+            }
+            Some(sequence) => {
+                sequence.books.lose(lost);
+                self.engine.kv_failed(seq);
+            }
+            // It was ended meanwhile.
+            None => {}
         }
-        self.engine.kv_failed(seq);
+    }
+
+    fn give_up(&mut self, seq: SeqId, lost: Lost, missing: usize) {
+        self.engine.cancel(seq);
+        if let Some(sequence) = self.open.remove(&seq) {
+            sequence.books.close(Finished::Error, &self.metrics);
+            // If the receiver is gone, nobody wants to know.
+            let _ = sequence.updates.try_send(Update::GivenUp(lost, missing));
+        }
+    }
+
+    /// What would have to be computed of prompts whose KV was lost before they came here, if that is too much.
+    pub(super) fn too_much(&self, admission: &Admission) -> Option<Update> {
+        let lost = admission.lost?;
+        let missing = |new: &NewSequence| {
+            (new.prompt.len() - self.engine.found(&new.prompt)).saturating_sub(1)
+        };
+        let missing = admission.sequences.iter().map(missing).sum();
+        let is_allowed = admission.recompute_max.allows(missing);
+        (!is_allowed).then_some(Update::GivenUp(lost, missing))
     }
 }

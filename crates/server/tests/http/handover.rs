@@ -23,9 +23,13 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     pub(crate) async fn start() -> Self {
+        Self::with(Setup::role(Role::Decode)).await
+    }
+
+    pub(crate) async fn with(decode: Setup) -> Self {
         Self {
             prefill: Server::start(Setup::role(Role::Prefill)).await,
-            decode: Server::start(Setup::role(Role::Decode)).await,
+            decode: Server::start(decode).await,
             alone: Server::start(Setup::role(Role::Both)).await,
         }
     }
@@ -159,7 +163,7 @@ async fn a_router_can_do_the_two_calls_itself() {
 }
 
 /// A prefill server whose device stops before its second step, until the sender is used or dropped.
-async fn held_up() -> (Server, std::sync::mpsc::Sender<()>) {
+pub(crate) async fn held_up() -> (Server, std::sync::mpsc::Sender<()>) {
     let (go_on, held) = std::sync::mpsc::channel();
     let (held, steps) = (Mutex::new(held), AtomicUsize::new(0));
     let mut setup = Setup::role(Role::Prefill);
@@ -172,7 +176,7 @@ async fn held_up() -> (Server, std::sync::mpsc::Sender<()>) {
 }
 
 /// Asks for a prefill and its transfer parameters at once; returns the head's parameters and the rest of the answer.
-async fn ask_early(
+pub(crate) async fn ask_early(
     prefill: &Server,
     body: &Value,
 ) -> (Value, http::Response<hyper::body::Incoming>) {
@@ -258,20 +262,21 @@ async fn a_refused_request_frees_the_kv_that_was_kept_for_it() {
     assert_eq!(fleet.prefill.metric("kvx_lease_expired_total").await, 0.0);
 }
 
+/// Ends a lease as a router does.
+pub(crate) async fn give_back(prefill: &Server, uuid: &str, token: &str) -> http::StatusCode {
+    let path = format!("http://{}/kv/v1/leases/{uuid}", prefill.addr);
+    let request = http::Request::delete(path).header("x-kvx-token", token);
+    let reply = prefill.send(request.body(Full::default()).unwrap());
+    reply.await.status()
+}
+
 #[tokio::test]
 async fn a_router_gives_back_what_nobody_will_fetch() {
     let prefill = Server::start(Setup::role(Role::Prefill)).await;
     let body = json!({"prompt": prompt(12), "max_tokens": 1, "kv_transfer_params": {"do_remote_decode": true}});
     let params = prefill.post(COMPLETIONS, body).await.json()["kv_transfer_params"].clone();
     let (uuid, token) = (&params["uuid"], params["kvx"]["tok"].as_str().unwrap());
-    let delete = async |uuid: &str, token: &str| {
-        let path = format!("http://{}/kv/v1/leases/{uuid}", prefill.addr);
-        let request = http::Request::delete(path).header("x-kvx-token", token);
-        prefill
-            .send(request.body(Full::default()).unwrap())
-            .await
-            .status()
-    };
+    let delete = async |uuid: &str, token: &str| give_back(&prefill, uuid, token).await;
     let uuid = uuid.to_string();
     assert_eq!(delete(&uuid, "").await, 403);
     assert_eq!(delete(&uuid, &token.replace(&token[..2], "__")).await, 403);

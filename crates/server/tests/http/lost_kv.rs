@@ -1,8 +1,28 @@
 //! What is told of KV that moved, and what happens when it does not come.
 
+use baton_server::Role;
 use serde_json::{Value, json};
 
-use crate::handover::{COMPLETIONS, Fleet, prompt};
+use crate::handover::{COMPLETIONS, Fleet, HEADER, ask_early, give_back, held_up, prompt};
+use crate::support::{Reply, Setup, texts};
+
+/// Nobody listens there.
+const DEAD: &str = "127.0.0.1:1";
+
+/// A decode server that computes so many tokens of a prompt whose KV does not come.
+async fn fleet_of_patience(recompute_max: u32) -> Fleet {
+    let mut decode = Setup::role(Role::Decode);
+    decode.config.recompute_max = recompute_max;
+    Fleet::with(decode).await
+}
+
+#[track_caller]
+fn assert_given_up(reply: &Reply) {
+    assert_eq!(reply.status, 503, "{}", reply.text());
+    assert_eq!(reply.headers["retry-after"], "1");
+    let error: Value = serde_json::from_slice(&reply.body).unwrap();
+    assert_eq!(error["error"]["type"], "kv_transfer_failed");
+}
 
 #[tokio::test]
 async fn a_transfer_is_measured_on_both_sides() {
@@ -40,8 +60,7 @@ async fn tokens_computed_for_want_of_kv_are_counted_by_reason() {
     fleet.decode.post(COMPLETIONS, body.clone()).await.json();
     body["prompt"] = vec![66; 51].into();
     body["kv_transfer_params"] = Value::Null;
-    let dead = "127.0.0.1:1";
-    let answer = fleet.decode_after(dead, COMPLETIONS, &body).await;
+    let answer = fleet.decode_after(DEAD, COMPLETIONS, &body).await;
     answer.json();
     let expected = [("foreign_producer", 100.0), ("prefiller_unreachable", 50.0)];
     for (reason, n_tokens) in expected {
@@ -54,4 +73,74 @@ async fn tokens_computed_for_want_of_kv_are_counted_by_reason() {
     assert_eq!(fleet.decode.metric(failed).await, 1.0);
     let foreign = "code=\"foreign_producer\"";
     assert_eq!(fleet.decode.metric_of(failed, foreign).await, 1.0);
+}
+
+#[tokio::test]
+async fn a_long_prompt_whose_kv_does_not_come_is_refused_for_now() {
+    let fleet = fleet_of_patience(99).await;
+    let ask = async |n_tokens: u32, more: Value, policy: &[(&str, &str)]| {
+        let mut body = json!({"prompt": vec![n_tokens % 250; n_tokens as usize], "max_tokens": 3});
+        let more = more.as_object().unwrap().clone();
+        body.as_object_mut().unwrap().extend(more);
+        let headers = [&[(HEADER, DEAD)], policy].concat();
+        fleet.decode.post_with(COMPLETIONS, body, &headers).await
+    };
+    // Of a prompt the last token is computed in any case.
+    ask(100, json!({}), &[]).await.json();
+    for stream in [false, true] {
+        let more = json!({"stream": stream});
+        assert_given_up(&ask(101, more, &[]).await);
+    }
+    let policy = "x-kv-failure-policy";
+    assert_given_up(&ask(20, json!({}), &[(policy, "fail")]).await);
+    ask(500, json!({}), &[(policy, "recompute")]).await.json();
+    let unclear = ask(20, json!({}), &[(policy, "perhaps")]).await;
+    assert_eq!(unclear.status, 400);
+    let free = "vllm:kv_cache_usage_perc";
+    fleet.decode.until(free, |n| n == 0.0).await;
+    assert_eq!(fleet.decode.metric("vllm:num_requests_running").await, 0.0);
+}
+
+#[tokio::test]
+async fn what_is_here_already_does_not_try_the_patience() {
+    let fleet = fleet_of_patience(20).await;
+    let body = json!({"prompt": vec![7; 101], "max_tokens": 3, "temperature": 0});
+    let lost = async || fleet.decode_after(DEAD, COMPLETIONS, &body).await;
+    assert_given_up(&lost().await);
+    let expect = fleet.decode.post(COMPLETIONS, body.clone()).await.json();
+    assert_eq!(texts(&lost().await.json()), texts(&expect));
+}
+
+/// Of 412 tokens, 64 come before the lease is taken back; the last is computed in any case.
+#[tokio::test]
+async fn only_what_did_not_come_counts() {
+    let body = json!({"prompt": prompt(30), "max_tokens": 20, "temperature": 0});
+    for (recompute_max, is_answered) in [(347, true), (346, false)] {
+        let fleet = fleet_of_patience(recompute_max).await;
+        let (prefill, go_on) = held_up().await;
+        let (params, rest) = ask_early(&prefill, &body).await;
+        let mut asked = body.clone();
+        asked["kv_transfer_params"] = params.clone();
+        let (reply, ()) = tokio::join!(fleet.decode.post(COMPLETIONS, asked), async {
+            let arrived = "vllm:external_prefix_cache_hits_total";
+            fleet.decode.until(arrived, |n| n == 64.0).await;
+            let (uuid, token) = (params["uuid"].to_string(), params["kvx"]["tok"].as_str());
+            let ended = give_back(&prefill, &uuid, token.unwrap()).await;
+            assert_eq!(ended, 204);
+        });
+        drop((rest, go_on));
+        if is_answered {
+            let expect = fleet.alone.post(COMPLETIONS, body.clone()).await.json();
+            assert_eq!(texts(&reply.json()), texts(&expect));
+        } else {
+            assert_given_up(&reply);
+            let failed = fleet
+                .decode
+                .metric_of("vllm:request_success_total", "error");
+            assert_eq!(failed.await, 1.0);
+        }
+        prefill.until("kvx_leases", |n| n == 0.0).await;
+        let free = "vllm:kv_cache_usage_perc";
+        fleet.decode.until(free, |n| n == 0.0).await;
+    }
 }
