@@ -128,7 +128,7 @@ impl Call {
     pub(crate) async fn moved(&mut self) -> Option<KvTransferParams> {
         match &mut self.handing {
             Handing::Keep | Handing::Lost(_) => None,
-            Handing::Out(outgoing) => outgoing.params(),
+            Handing::Out(outgoing) => outgoing.tell(),
             Handing::In(incoming) => incoming.moved().await,
         }
     }

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use crate::books::Books;
 use crate::inbox::{Admission, Command, Ending, Inbox, Update};
 use crate::metrics::{Finished, Metrics, Spent};
+use crate::outgoing::Leaving;
 use crate::patience::RecomputeMax;
-use kv::Leaving;
 
 /// The thread, from outside.
 #[derive(Debug)]
@@ -181,7 +181,7 @@ impl Driver {
                     books,
                     recompute_max,
                     spent: Spent::default(),
-                    leaving: outgoing.take().map(Leaving::from),
+                    leaving: outgoing.take(),
                 },
             );
         }

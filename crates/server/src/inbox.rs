@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use baton_engine::{AdmitError, FinishReason, NewSequence, Sampled, SeqId};
 use baton_kv::KvTransferParams;
-use baton_kv_transfer::{Building, Pulled};
+use baton_kv_transfer::Pulled;
 use tokio::sync::mpsc;
 
 use crate::metrics::Finished;
+use crate::outgoing::Leaving;
 use crate::patience::RecomputeMax;
 
 /// What the thread is told.
@@ -40,7 +41,7 @@ pub(crate) struct Admission {
     pub(crate) updates: mpsc::Sender<Update>,
     pub(crate) arrived: Instant,
     /// Where the only sequence's KV goes as it is computed.
-    pub(crate) outgoing: Option<Building>,
+    pub(crate) outgoing: Option<Leaving>,
     /// Its KV was to come from another server and will not.
     pub(crate) lost: Option<Lost>,
     /// What may be computed here of KV that does not come.

@@ -20,6 +20,7 @@ mod config;
 mod conversation;
 mod early;
 mod engine_thread;
+mod exports;
 mod generate;
 mod id;
 mod inbox;

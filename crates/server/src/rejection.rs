@@ -2,18 +2,24 @@
 
 use axum::response::{IntoResponse, Response};
 use baton_openai::{ApiError, ErrorKind};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use crate::inbox::Lost;
 
 /// Seconds after which a client that was turned away may come again.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
+/// Tells a router that a prompt's KV is not to be had here for now.
+const EXPORT: HeaderName = HeaderName::from_static("x-kv-export");
+const EXPORT_BUSY: HeaderValue = HeaderValue::from_static("busy");
+
 /// Why a request gets no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Rejection {
     /// In OpenAI's envelope.
     Api(ApiError),
+    /// As that, to a router that asked for KV and may ask another server.
+    Export(ApiError),
     /// The router's form, `{"detail":...}`.
     Detail(StatusCode, &'static str),
     /// The form of the authentication layer, `{"error":"Unauthorized"}`.
@@ -40,6 +46,7 @@ impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         match self {
             Self::Api(error) => envelope(&error),
+            Self::Export(error) => export_envelope(&error),
             Self::Detail(status, text) => json(status, format!(r#"{{"detail":"{text}"}}"#).into()),
             Self::Unauthorized => json(
                 StatusCode::UNAUTHORIZED,
@@ -57,6 +64,14 @@ fn envelope(error: &ApiError) -> Response {
         response
             .headers_mut()
             .insert(header::RETRY_AFTER, RETRY_AFTER);
+    }
+    response
+}
+
+fn export_envelope(error: &ApiError) -> Response {
+    let mut response = envelope(error);
+    if may_come_again(response.status()) {
+        response.headers_mut().insert(EXPORT, EXPORT_BUSY);
     }
     response
 }
@@ -92,6 +107,14 @@ pub(crate) fn queue_full() -> ApiError {
     ApiError::new(
         ErrorKind::Unavailable,
         "too many requests are waiting; try again later",
+    )
+}
+
+/// What a router hears when KV that waits to be fetched leaves no room.
+pub(crate) fn export_busy() -> ApiError {
+    ApiError::new(
+        ErrorKind::KvExportBusy,
+        "KV that waits to be fetched leaves no room for this prompt's; ask another server, or later",
     )
 }
 

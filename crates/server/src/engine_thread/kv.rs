@@ -1,30 +1,14 @@
 //! KV that comes from another server for a sequence, or leaves for one.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use baton_engine::{Engine, NewSequence, RunnerError, SeqId, Then};
 use baton_kv::BlockId;
-use baton_kv_transfer::{Building, Pulled};
+use baton_kv_transfer::Pulled;
 
 use super::{Driver, Open};
 use crate::inbox::{Admission, Lost, Update};
 use crate::metrics::{Finished, Metrics};
-
-/// Where a sequence's KV goes as it is computed. Dropped before its end, the other side is told.
-pub(super) struct Leaving {
-    building: Building,
-    /// Time that copying out of the device took.
-    copying: Duration,
-}
-
-impl From<Building> for Leaving {
-    fn from(building: Building) -> Self {
-        Self {
-            building,
-            copying: Duration::ZERO,
-        }
-    }
-}
 
 impl Open {
     /// Adds blocks to what the other side can fetch, which is complete when the prompt is.
@@ -41,6 +25,7 @@ impl Open {
         let begun = Instant::now();
         let added = match leaving.building.room(blocks.len()) {
             Ok(mut room) => {
+                leaving.promise.keep(room.len());
                 engine.export(blocks, &mut room)?;
                 leaving.building.append(blocks, room)
             }

@@ -117,7 +117,7 @@ async fn only_what_did_not_come_counts() {
     let body = json!({"prompt": prompt(30), "max_tokens": 20, "temperature": 0});
     for (recompute_max, is_answered) in [(347, true), (346, false)] {
         let fleet = fleet_of_patience(recompute_max).await;
-        let (prefill, go_on) = held_up().await;
+        let (prefill, go_on) = held_up(Setup::role(Role::Prefill)).await;
         let (params, rest) = ask_early(&prefill, &body).await;
         let mut asked = body.clone();
         asked["kv_transfer_params"] = params.clone();
