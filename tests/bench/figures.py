@@ -97,14 +97,15 @@ def main():
     stack = Stack()
     first_token_and_rest(stack.url, fresh(200), 2)
     decode = stack.servers("decode")[0][1]
-    before = [metric(decode, f"kvx_transfer_seconds_{part}") for part in ("sum", "count")]
+    handed_over = [(f"kvx_transfer_seconds_{part}", 'phase="total"') for part in ("sum", "count")]
+    before = [metric(decode, *series) for series in handed_over]
     apart = [first_token_and_rest(stack.url, fresh(1000), 1)[0] for _ in rounds]
-    seconds, count = (metric(decode, f"kvx_transfer_seconds_{part}") - b for part, b in zip(("sum", "count"), before))
+    seconds, count = (metric(decode, *series) - b for series, b in zip(handed_over, before))
     ttft = statistics.median(apart)
     say("time to first token, 1000 tokens, one server", f"{statistics.median(prefill) * 1000:.0f} ms")
     say("time to first token, 1000 tokens, prefill and decode apart", f"{ttft * 1000:.0f} ms")
     say("KV hand-over, mean (pull, verify, place)", f"{seconds / count * 1000:.0f} ms, {seconds / count / ttft:.1%} of time to first token")
-    say("KV hand-over, bytes", f"{metric(decode, 'kvx_transfer_received_bytes_total') / metric(decode, 'kvx_transfer_seconds_count') / 1e6:.1f} MB a prompt, mean over all")
+    say("KV hand-over, bytes", f"{metric(decode, 'kvx_transfer_bytes_total') / metric(decode, *handed_over[1]) / 1e6:.1f} MB a prompt, mean over all")
     for role in ("prefill", "decode"):
         for process, _ in stack.servers(role):
             say(f"peak memory, {role}", f"{peak_mb(process.pid):.0f} MB")

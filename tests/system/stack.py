@@ -65,10 +65,10 @@ def stream_lines(url: str, path: str, body: dict, timeout: float = 300):
     connection.close()
 
 
-def metric(url: str, name: str) -> float:
-    """The sum of a metric's series."""
+def metric(url: str, name: str, label: str = "") -> float:
+    """The sum of a metric's series that have the label, written name="value"."""
     values = [float(line.rsplit(" ", 1)[1]) for line in get(url, "/metrics").splitlines()
-              if re.match(re.escape(name) + r"[{ ]", line)]
+              if re.match(re.escape(name) + r"[{ ]", line) and label in line]
     assert values, f"{url} has no metric {name}"
     return sum(values)
 

@@ -281,6 +281,8 @@ fn server_config(args: &Serve) -> ServerConfig {
             .map(|key| ApiKey::new(key.as_str()))
             .collect(),
         prompt_tokens_details: args.enable_prompt_tokens_details,
+        recompute_max: args.kv_recompute_max,
+        kv_host_pool: args.kv_host_pool,
         ..ServerConfig::default()
     };
     config.http.grace = args.shutdown_timeout;

@@ -281,6 +281,29 @@ impl Engine {
         self.runner.export(blocks, out)
     }
 
+    /// Leading tokens of a prompt whose KV is here already, as it would be found now.
+    pub fn found(&self, prompt: &[u32]) -> usize {
+        let block_size = self.block_size();
+        if self.cfg.prefix_caching == PrefixCaching::Off {
+            return 0;
+        }
+        // The last token is computed in any case.
+        let most = prompt.len().saturating_sub(1) / block_size;
+        let mut parent = self.hasher.root();
+        let is_here = |tokens: &&[u32]| {
+            parent = self.hasher.block(&parent, tokens, None);
+            self.pool.find(&parent).is_some()
+        };
+        let blocks = prompt.chunks_exact(block_size).take(most);
+        blocks.take_while(is_here).count() * block_size
+    }
+
+    /// Tokens whose KV a sequence still waits for; none if it does not wait.
+    pub fn awaited(&self, id: SeqId) -> usize {
+        let seq = self.fetching.iter().find(|seq| seq.id == id);
+        seq.map_or(0, |seq| seq.importable().saturating_sub(seq.computed))
+    }
+
     /// Places fetched KV: verified bytes of whole blocks in canonical order, perhaps fewer than were asked for. If `then`
     /// says so, the next call brings those that follow; else the rest is computed. Bytes for a sequence that no longer
     /// waits for them are dropped.

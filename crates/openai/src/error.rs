@@ -17,6 +17,10 @@ pub enum ErrorKind {
     TooManyRequests,
     /// The server is full, draining, or not working.
     Unavailable,
+    /// The prompt's KV did not come from the server that had it, and computing the prompt here is too much.
+    KvTransferFailed,
+    /// There is no room for KV that another server is to fetch.
+    KvExportBusy,
     /// Our fault.
     Internal,
 }
@@ -30,7 +34,7 @@ impl ErrorKind {
             Self::NotFound => 404,
             Self::PayloadTooLarge => 413,
             Self::TooManyRequests => 429,
-            Self::Unavailable => 503,
+            Self::Unavailable | Self::KvTransferFailed | Self::KvExportBusy => 503,
             Self::Internal => 500,
         }
     }
@@ -45,6 +49,8 @@ impl ErrorKind {
             Self::PayloadTooLarge => "PayloadTooLargeError",
             Self::TooManyRequests => "TooManyRequestsError",
             Self::Unavailable => "ServiceUnavailableError",
+            Self::KvTransferFailed => "kv_transfer_failed",
+            Self::KvExportBusy => "kv_export_busy",
             Self::Internal => "InternalServerError",
         }
     }

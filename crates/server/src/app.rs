@@ -8,6 +8,7 @@ use baton_text::{ChatTemplate, Tokenizer};
 use tokio_util::sync::CancellationToken;
 
 use crate::body::BodyLimits;
+use crate::exports::ExportRoom;
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 use crate::prefiller::Prefillers;
@@ -32,6 +33,7 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) kv_server: Option<Arc<KvServer>>,
     pub(crate) kv_client: Option<Arc<KvClient>>,
+    pub(crate) exports: ExportRoom,
     pub(crate) prefillers: Prefillers,
     pub(crate) life: Life,
     /// Requests that are being answered.

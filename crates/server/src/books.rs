@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use crate::inbox::Lost;
 use crate::metrics::{Finished, Metrics, Source};
 
 /// One sequence's times and counts.
@@ -14,6 +15,8 @@ pub(crate) struct Books {
     n_prompt: u64,
     /// Prompt tokens found here, if more were fetched.
     n_found: Option<u64>,
+    /// Why KV that was to come did not.
+    lost: Option<Lost>,
     n_generated: u32,
 }
 
@@ -28,6 +31,7 @@ impl Books {
             last: arrived,
             n_prompt: n_prompt as u64,
             n_found: None,
+            lost: None,
             n_generated: 0,
         }
     }
@@ -35,6 +39,11 @@ impl Books {
     /// Enters that KV was asked of another server, beyond that of `n_found` tokens.
     pub(crate) fn fetch(&mut self, n_found: u32) {
         self.n_found = Some(u64::from(n_found));
+    }
+
+    /// Enters that the prompt, or its rest, is computed because its KV did not come.
+    pub(crate) fn lose(&mut self, lost: Lost) {
+        self.lost = Some(lost);
     }
 
     /// Enters a token.
@@ -69,7 +78,12 @@ impl Books {
         let n_found = self.n_found.unwrap_or(n_cached).min(n_cached);
         tokens.prompt_from(Source::Found, n_found);
         tokens.prompt_from(Source::Fetched, n_cached - n_found);
-        tokens.prompt_from(Source::Computed, self.n_prompt.saturating_sub(n_cached));
+        let n_computed = self.n_prompt.saturating_sub(n_cached);
+        tokens.prompt_from(Source::Computed, n_computed);
+        if let Some(Lost(reason)) = self.lost {
+            // The last token would have been computed in any case.
+            metrics.kv.recomputed(reason, n_computed.saturating_sub(1));
+        }
     }
 
     /// Closes them.

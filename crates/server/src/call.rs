@@ -3,17 +3,14 @@
 //! Everything that a request occupies (places in the batch, blocks, a lease, a transfer) hangs on its [`Call`]:
 //! dropping it, as happens when the client hangs up, frees all of it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use baton_engine::{AdmitError, FinishReason, Sampled, SeqId};
-use baton_kv::{Fingerprint, KvTransferParams};
-use baton_kv_transfer::{Building, Held, KvClient, KvServer, PullGuard, Pulled, TransferError};
+use baton_kv::KvTransferParams;
 use baton_openai::ApiError;
 use tokio::sync::mpsc;
 
-use crate::inbox::{Ending, Inbox, Update};
-use crate::prefiller::{Asked, Running};
+use crate::inbox::{Ending, Inbox, Lost, Update};
+use crate::incoming::Incoming;
+use crate::outgoing::Outgoing;
 use crate::rejection;
 use crate::validate;
 
@@ -46,28 +43,8 @@ pub(crate) enum Handing {
     Out(Box<Outgoing>),
     /// Takes the prompt's KV over.
     In(Box<Incoming>),
-}
-
-/// KV that another server may fetch.
-pub(crate) struct Outgoing {
-    prompt: Fingerprint,
-    /// How it can be fetched, as far as that is known before the first block is computed.
-    early: KvTransferParams,
-    /// Until the engine has it.
-    building: Option<Building>,
-    /// How it can be fetched, once all of it is there.
-    params: Option<KvTransferParams>,
-}
-
-/// KV that another server has for this request.
-pub(crate) struct Incoming {
-    client: Arc<KvClient>,
-    params: KvTransferParams,
-    held: Option<Held>,
-    transfer: Option<PullGuard>,
-    has_arrived: Arc<AtomicBool>,
-    /// The prefill that still runs; it ends with the request.
-    prefill: Option<Running>,
+    /// Should have taken it over.
+    Lost(Lost),
 }
 
 impl Call {
@@ -101,6 +78,9 @@ impl Call {
             match self.updates.recv().await {
                 None => return Err(rejection::engine_dead()),
                 Some(Update::Refused(error)) => return Err(self.refused(&error)),
+                Some(Update::GivenUp(lost, missing)) => {
+                    return Err(rejection::kv_lost(lost, missing));
+                }
                 Some(Update::Published(params)) => self.handing.published(params),
                 Some(Update::FetchKv {
                     seq,
@@ -147,8 +127,8 @@ impl Call {
     /// without, if KV came in.
     pub(crate) async fn moved(&mut self) -> Option<KvTransferParams> {
         match &mut self.handing {
-            Handing::Keep => None,
-            Handing::Out(outgoing) => outgoing.params.clone(),
+            Handing::Keep | Handing::Lost(_) => None,
+            Handing::Out(outgoing) => outgoing.tell(),
             Handing::In(incoming) => incoming.moved().await,
         }
     }
@@ -186,13 +166,13 @@ impl Handing {
     pub(crate) fn early(&self) -> Option<KvTransferParams> {
         match self {
             Self::Out(outgoing) => Some(outgoing.early()),
-            Self::Keep | Self::In(_) => None,
+            Self::Keep | Self::In(_) | Self::Lost(_) => None,
         }
     }
 
     fn published(&mut self, params: KvTransferParams) {
         if let Self::Out(outgoing) = self {
-            outgoing.params = Some(outgoing.of_prompt(params));
+            outgoing.published(params);
         }
     }
 
@@ -210,121 +190,15 @@ impl Handing {
     /// The first token is there: what has not come by now is not needed.
     fn settle(&mut self) {
         if let Self::In(incoming) = self {
-            incoming.transfer = None;
-            incoming.held = None;
+            incoming.settle();
         }
     }
 }
 
-impl Outgoing {
-    /// Makes room for the KV of `prompt`; `None` if there is none.
-    pub(crate) fn begin(server: &KvServer, prompt: &[u32]) -> Option<Self> {
-        let n_tokens = u32::try_from(prompt.len()).ok()?;
-        let (early, building) = server
-            .begin(n_tokens)
-            .inspect_err(|error| tracing::debug!(%error, "nothing handed over"))
-            .ok()?;
-        let outgoing = Self {
-            prompt: Fingerprint::of_tokens(prompt),
-            early,
-            building: Some(building),
-            params: None,
-        };
-        Some(outgoing)
-    }
-
-    /// How the KV can be fetched while it is being computed.
-    pub(crate) fn early(&self) -> KvTransferParams {
-        self.of_prompt(self.early.clone())
-    }
-
-    /// For the engine; there once.
-    pub(crate) fn take_building(&mut self) -> Option<Building> {
-        self.building.take()
-    }
-
-    fn of_prompt(&self, mut params: KvTransferParams) -> KvTransferParams {
-        if let Some(kvx) = &mut params.kvx {
-            kvx.ph = Some(self.prompt);
-        }
-        params
-    }
-}
-
-impl Incoming {
-    /// Takes hold of the KV that `params` names, so that it stays while the request waits; `None` if it can't be had.
-    ///
-    /// KV of other tokens is another prompt's, whoever mixed them up.
-    pub(crate) fn hold(client: &Arc<KvClient>, asked: Asked, prompt: &[u32]) -> Option<Self> {
-        let Asked { params, running } = asked;
-        let theirs = params.kvx.as_ref().and_then(|kvx| kvx.ph);
-        let held = match client.hold(&params) {
-            Ok(held)
-                if held.n_tokens() as usize == prompt.len()
-                    && theirs == Some(Fingerprint::of_tokens(prompt)) =>
-            {
-                held
-            }
-            Ok(_) => {
-                tracing::warn!("KV is of another prompt; computing");
-                return None;
-            }
-            Err(error) => {
-                report(&error);
-                return None;
-            }
-        };
-        Some(Self {
-            client: Arc::clone(client),
-            params,
-            held: Some(held),
-            transfer: None,
-            has_arrived: Arc::default(),
-            prefill: running,
-        })
-    }
-
-    /// Tokens of the prompt whose KV can be had.
-    pub(crate) fn n_tokens(&self) -> u32 {
-        self.held.as_ref().map_or(0, Held::n_tokens)
-    }
-
-    async fn moved(&mut self) -> Option<KvTransferParams> {
-        if !self.has_arrived.load(Ordering::Acquire) {
-            return None;
-        }
-        let whole = match self.prefill.take() {
-            Some(running) => running.told().await,
-            None => None,
-        };
-        Some(whole.as_ref().unwrap_or(&self.params).client_view())
-    }
-
-    fn fetch(&mut self, seq: SeqId, first_block: u32, n_blocks: u32, inbox: &Inbox) -> Option<()> {
-        let held = self.held.as_ref()?;
-        let (inbox, has_arrived) = (inbox.clone(), Arc::clone(&self.has_arrived));
-        let done = Box::new(move |result: Result<Pulled, TransferError>| match result {
-            Ok(pulled) => {
-                has_arrived.fetch_or(pulled.n_blocks > 0, Ordering::AcqRel);
-                inbox.transfer_ended(seq, Some(pulled));
-            }
-            Err(error) => {
-                report(&error);
-                inbox.transfer_ended(seq, None);
-            }
-        });
-        self.transfer = Some(self.client.pull(held, first_block, n_blocks, done));
-        Some(())
-    }
-}
-
-fn report(error: &TransferError) {
-    tracing::warn!(%error, code = error.code(), "KV cannot be taken over; computing");
-}
-
-/// Tells the engine to compute. The inbox may be full, and async code must not wait for it on its own thread.
+/// Tells the engine that nothing comes. The inbox may be full, and async code must not wait for it on its own thread.
 fn fail(seq: SeqId, inbox: Inbox) {
-    if !inbox.try_transfer_failed(seq) {
-        tokio::task::spawn_blocking(move || inbox.transfer_ended(seq, None));
+    const LET_GO: Lost = Lost("let_go");
+    if !inbox.try_transfer_failed(seq, LET_GO) {
+        tokio::task::spawn_blocking(move || inbox.transfer_ended(seq, Err(LET_GO)));
     }
 }

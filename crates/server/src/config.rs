@@ -122,6 +122,11 @@ pub struct ServerConfig {
     pub prefill_timeout: Duration,
     /// Which prefill servers a request may name.
     pub prefillers: PrefillerPolicy,
+    /// Most tokens of a prompt that are computed here when its KV does not come; a request with more is answered 503.
+    pub recompute_max: u32,
+    /// Host memory for KV that others will fetch, in bytes: that of the [`KvServer`]. Prompts whose KV does not fit are
+    /// refused, if KV is what was asked for.
+    pub kv_host_pool: u64,
 }
 
 impl Default for ServerConfig {
@@ -140,6 +145,8 @@ impl Default for ServerConfig {
             request_id_headers: false,
             prefill_timeout: Duration::from_secs(300),
             prefillers: PrefillerPolicy::loopback(),
+            recompute_max: 2048,
+            kv_host_pool: 1 << 30,
         }
     }
 }

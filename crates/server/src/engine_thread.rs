@@ -3,23 +3,23 @@
 //! A failure of the device, or a panic, ends the thread: what the KV holds is unknown then. Everybody who waits for
 //! events finds the channel closed, and [`EngineThread::ended`] tells the server.
 
+mod kv;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use baton_engine::{
-    Engine, Event, FinishReason, Progress, RunnerError, Sampled, SeqId, Stats, Then,
-};
-use baton_kv::BlockId;
-use baton_kv_transfer::{Building, Pulled};
+use baton_engine::{Engine, Event, FinishReason, Progress, RunnerError, Sampled, SeqId, Stats};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::books::Books;
 use crate::inbox::{Admission, Command, Ending, Inbox, Update};
-use crate::metrics::{Finished, Metrics};
+use crate::metrics::{Finished, Metrics, Spent};
+use crate::outgoing::Leaving;
+use crate::patience::RecomputeMax;
 
 /// The thread, from outside.
 #[derive(Debug)]
@@ -88,42 +88,10 @@ struct Open {
     updates: mpsc::Sender<Update>,
     ending: Ending,
     books: Books,
-    /// Time that went into bringing and placing KV, waiting for its computation not included.
-    handed_over: Duration,
-    /// Where KV goes as it is computed; dropped before its end, the other side is told.
-    outgoing: Option<Building>,
-}
-
-impl Open {
-    /// Adds blocks to what the other side can fetch, which is complete when the prompt is.
-    fn hand_on(
-        &mut self,
-        engine: &mut Engine,
-        blocks: &[BlockId],
-        n_tokens: u32,
-    ) -> Result<(), RunnerError> {
-        let Some(mut outgoing) = self.outgoing.take() else {
-            return Ok(());
-        };
-        let added = match outgoing.room(blocks.len()) {
-            Ok(mut room) => {
-                engine.export(blocks, &mut room)?;
-                outgoing.append(blocks, room)
-            }
-            Err(full) => Err(full),
-        };
-        match added {
-            Ok(()) if n_tokens < outgoing.n_tokens() => self.outgoing = Some(outgoing),
-            Ok(()) => {
-                if let Some(params) = outgoing.finish() {
-                    let _ = self.updates.try_send(Update::Published(params));
-                }
-            }
-            // The other side computes the prompt itself then.
-            Err(error) => tracing::debug!(%error, "nothing handed over"),
-        }
-        Ok(())
-    }
+    recompute_max: RecomputeMax,
+    /// On KV that came.
+    spent: Spent,
+    leaving: Option<Leaving>,
 }
 
 struct Driver {
@@ -163,45 +131,34 @@ impl Driver {
     fn obey(&mut self, command: Command) -> Result<bool, RunnerError> {
         match command {
             Command::Admit(admission) => self.admit(admission),
-            Command::KvArrived(seq, pulled) => {
-                self.place(seq, &pulled)?;
-            }
-            Command::KvFailed(seq) => self.engine.kv_failed(seq),
+            Command::KvArrived(seq, pulled) => self.place(seq, &pulled)?,
+            Command::KvFailed(seq, lost) => self.lose(seq, lost),
             Command::Wake => {}
             Command::Stop => return Ok(false),
         }
         Ok(true)
     }
 
-    fn place(&mut self, seq: SeqId, pulled: &Pulled) -> Result<(), RunnerError> {
-        let begun = Instant::now();
-        let then = match pulled.more {
-            true => Then::Fetch,
-            false => Then::Compute,
-        };
-        self.engine
-            .kv_arrived(seq, pulled.first_block, pulled.data(), then)?;
-        if let Some(sequence) = self.open.get_mut(&seq) {
-            sequence.handed_over += pulled.took + begun.elapsed();
-            if then == Then::Compute {
-                let took = sequence.handed_over.as_secs_f64();
-                self.metrics.times.transfer.observe(took);
-            }
-        }
-        Ok(())
-    }
-
     fn admit(&mut self, admission: Admission) {
+        if let Some(refusal) = self.too_much(&admission) {
+            let _ = admission.updates.try_send(refusal);
+            return;
+        }
         let Admission {
             sequences,
             endings,
             updates,
             arrived,
             mut outgoing,
+            lost,
+            recompute_max,
         } = admission;
         let mut ids = Vec::with_capacity(sequences.len());
         for (choice, (sequence, ending)) in sequences.into_iter().zip(endings).enumerate() {
-            let (id, books) = (sequence.id, Books::open(sequence.prompt.len(), arrived));
+            let (id, mut books) = (sequence.id, Books::open(sequence.prompt.len(), arrived));
+            if let Some(lost) = lost {
+                books.lose(lost);
+            }
             self.metrics
                 .sizes
                 .max_tokens
@@ -222,8 +179,9 @@ impl Driver {
                     updates,
                     ending,
                     books,
-                    handed_over: Duration::ZERO,
-                    outgoing: outgoing.take(),
+                    recompute_max,
+                    spent: Spent::default(),
+                    leaving: outgoing.take(),
                 },
             );
         }
@@ -298,7 +256,8 @@ impl Driver {
                     n_tokens,
                 } => {
                     if let Some(sequence) = self.open.get_mut(&seq) {
-                        sequence.hand_on(&mut self.engine, &blocks, n_tokens)?;
+                        let metrics = &self.metrics;
+                        sequence.hand_on(&mut self.engine, &blocks, n_tokens, metrics)?;
                     }
                 }
             }
@@ -336,6 +295,7 @@ impl Driver {
     fn measure(&mut self) {
         let stats = self.engine.stats();
         let series = &self.metrics.engine;
+        self.metrics.kv.awaiting(stats.awaiting_kv);
         series.running.set(i64::from(stats.running));
         // As in vLLM, who waits for KV waits.
         series

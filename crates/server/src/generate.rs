@@ -7,7 +7,8 @@ use std::time::Instant;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use baton_engine::{Handover, Limits, NewSequence, Sampling};
-use baton_kv::KvTransferRequest;
+use baton_kv::{KvTransferParams, KvTransferRequest};
+use baton_kv_transfer::KvClient;
 use baton_openai::{ApiError, ChatCompletionRequest, CompletionRequest};
 use http::HeaderMap;
 use tokio::sync::mpsc;
@@ -15,12 +16,15 @@ use tokio::sync::mpsc;
 use crate::answer::{Answer, Dialect, Echo};
 use crate::app::{App, InFlight};
 use crate::body::Received;
-use crate::call::{Call, Handing, Incoming, Outgoing};
+use crate::call::{Call, Handing};
 use crate::choice::Choice;
 use crate::conversation;
 use crate::early;
 use crate::id;
 use crate::inbox::{Admission, Ending, InboxError};
+use crate::incoming::Incoming;
+use crate::outgoing::Outgoing;
+use crate::patience::RecomputeMax;
 use crate::prefiller::{self, Asked, Errand};
 use crate::rejection::{self, Rejection};
 use crate::tokens::{self, Encoded};
@@ -36,10 +40,11 @@ pub(crate) async fn completions(
 ) -> Result<Response, Rejection> {
     let arrival = Arrival::read(&app, request).await?;
     let answered = complete(&app, &arrival).await;
-    answered.inspect_err(|_| arrival.let_go(&app))
+    answered.map_err(|rejection| arrival.refused(&app, rejection))
 }
 
 async fn complete(app: &Arc<App>, arrival: &Arrival) -> Result<Response, Rejection> {
+    arrival.check(app)?;
     let CompletionRequest { fields, sampling } = CompletionRequest::from_slice(&arrival.body)?;
     let ask = validate::completion(&fields, &sampling, app.rules(), id::random())?;
     let default = Some(tokens::DEFAULT_MAX_TOKENS);
@@ -57,6 +62,7 @@ async fn complete(app: &Arc<App>, arrival: &Arrival) -> Result<Response, Rejecti
         default_max_tokens: default,
         dialect: Dialect::Completion(echo),
         id,
+        recompute_max: arrival.recompute_max(app)?,
     };
     job.run(app, arrival).await
 }
@@ -68,10 +74,11 @@ pub(crate) async fn chat(
 ) -> Result<Response, Rejection> {
     let arrival = Arrival::read(&app, request).await?;
     let answered = converse(&app, &arrival).await;
-    answered.inspect_err(|_| arrival.let_go(&app))
+    answered.map_err(|rejection| arrival.refused(&app, rejection))
 }
 
 async fn converse(app: &Arc<App>, arrival: &Arrival) -> Result<Response, Rejection> {
+    arrival.check(app)?;
     let ChatCompletionRequest { fields, sampling } =
         ChatCompletionRequest::from_slice(&arrival.body)?;
     let ask = validate::chat(&fields, &sampling, app.rules(), id::random())?;
@@ -87,6 +94,7 @@ async fn converse(app: &Arc<App>, arrival: &Arrival) -> Result<Response, Rejecti
         default_max_tokens: default,
         dialect,
         id,
+        recompute_max: arrival.recompute_max(app)?,
     };
     job.run(app, arrival).await
 }
@@ -104,14 +112,7 @@ impl Arrival {
     async fn read(app: &App, request: Request) -> Result<Self, Rejection> {
         let at = Instant::now();
         let in_flight = InFlight::enter(&app.load);
-        if app.life.engine_ended.is_cancelled() {
-            return Err(rejection::engine_dead().into());
-        }
-        if app.life.shutdown.is_cancelled() {
-            return Err(rejection::draining().into());
-        }
         let (head, body) = request.into_parts();
-        check_rank(&head.headers)?;
         let body = app.bodies.read(&head.headers, body).await?;
         Ok(Self {
             at,
@@ -122,32 +123,56 @@ impl Arrival {
         })
     }
 
+    /// What can be said before the body is looked at, but after it was read: it may name KV that is to be let go.
+    fn check(&self, app: &App) -> Result<(), ApiError> {
+        if app.life.engine_ended.is_cancelled() {
+            return Err(rejection::engine_dead());
+        }
+        if app.life.shutdown.is_cancelled() {
+            return Err(rejection::draining());
+        }
+        check_rank(&self.headers)
+    }
+
     fn prefillers(&self) -> Option<&str> {
         let value = self.headers.get(prefiller::HEADER)?.to_str().ok()?;
         (!value.trim().is_empty()).then_some(value)
     }
 
-    /// A request that is refused frees the KV that another server keeps for it, as far as it can be told what that is.
-    fn let_go(&self, app: &App) {
+    fn recompute_max(&self, app: &App) -> Result<RecomputeMax, ApiError> {
+        RecomputeMax::of_request(&self.headers, app.config.recompute_max)
+    }
+
+    /// A refused request frees the KV that another server keeps for it, as far as it can be told what that is; one that
+    /// asked for KV hears whether another server might do better.
+    fn refused(&self, app: &App, rejection: Rejection) -> Rejection {
         #[derive(serde::Deserialize)]
         struct Keeps {
             kv_transfer_params: KvTransferRequest,
         }
-        let keeps = serde_json::from_slice(&self.body);
-        if let (
-            Some(client),
-            Ok(Keeps {
-                kv_transfer_params: KvTransferRequest::Consume(params),
-            }),
-        ) = (&app.kv_client, keeps)
-        {
-            // Holding a lease and letting it go releases it; one that cannot be held is none of ours.
-            drop(client.hold(&params));
+        let keeps = serde_json::from_slice(&self.body).ok();
+        match (
+            keeps.map(|keeps: Keeps| keeps.kv_transfer_params),
+            rejection,
+        ) {
+            (Some(KvTransferRequest::Produce), Rejection::Api(error)) => Rejection::Export(error),
+            (Some(KvTransferRequest::Consume(params)), rejection) => {
+                let_go(app, &params);
+                rejection
+            }
+            (_, rejection) => rejection,
         }
     }
 
     fn wants_early(&self) -> bool {
         self.headers.contains_key(early::WANTED)
+    }
+}
+
+/// Holding a lease and letting it go releases it; one that cannot be held is none of ours.
+fn let_go(app: &App, params: &KvTransferParams) {
+    if let Some(client) = &app.kv_client {
+        drop(client.hold(params));
     }
 }
 
@@ -174,6 +199,7 @@ struct Job {
     default_max_tokens: Option<u32>,
     dialect: Dialect,
     id: String,
+    recompute_max: RecomputeMax,
 }
 
 impl Job {
@@ -186,7 +212,7 @@ impl Job {
             return Err(ApiError::bad_request(message).into());
         }
         let max_tokens = self.max_tokens(app)?;
-        let handing = self.handing(app, arrival).await;
+        let handing = self.handing(app, arrival).await?;
         let early = handing.early().filter(|_| arrival.wants_early());
         let call = self.admit(app, &max_tokens, handing, arrival.at)?;
         let choices = self.choices(app);
@@ -200,29 +226,52 @@ impl Job {
 
     /// What is to be done with KV. Only one sequence can be handed over: with several, their client would get the
     /// parameters of one of them.
-    async fn handing(&self, app: &App, arrival: &Arrival) -> Handing {
-        if self.prompts.len() * self.ask.n as usize != 1 {
-            return Handing::Keep;
-        }
-        if let (true, Some(named)) = (app.config.role.imports(), arrival.prefillers()) {
-            return self.ask_prefiller(app, arrival, named).await;
-        }
-        match &self.ask.kv {
-            KvTransferRequest::None => Handing::Keep,
+    async fn handing(&self, app: &App, arrival: &Arrival) -> Result<Handing, ApiError> {
+        let client = app.kv_client.as_ref().filter(|_| app.config.role.imports());
+        let is_one = self.prompts.len() * self.ask.n as usize == 1;
+        match (client, arrival.prefillers(), &self.ask.kv) {
+            (Some(client), Some(named), _) if is_one => {
+                Ok(self.ask_prefiller(app, client, arrival, named).await)
+            }
+            (Some(client), _, KvTransferRequest::Consume(params)) if is_one => {
+                Ok(self.take_over(app, client, params.clone().into()))
+            }
+            (_, _, KvTransferRequest::Consume(params)) => {
+                let_go(app, params);
+                Ok(Handing::Keep)
+            }
             // The parameters could not be told in a stream.
-            KvTransferRequest::Produce if self.ask.shape.stream => Handing::Keep,
-            KvTransferRequest::Produce => match &app.kv_server {
-                Some(server) if app.config.role.exports() => {
-                    let outgoing = Outgoing::begin(server, self.first_prompt());
-                    outgoing.map_or(Handing::Keep, |outgoing| Handing::Out(Box::new(outgoing)))
-                }
-                _ => Handing::Keep,
-            },
-            KvTransferRequest::Consume(params) => self.take_over(app, params.clone().into()),
+            (_, _, KvTransferRequest::Produce) if is_one && !self.ask.shape.stream => {
+                self.hand_over(app)
+            }
+            _ => Ok(Handing::Keep),
         }
     }
 
-    async fn ask_prefiller(&self, app: &App, arrival: &Arrival, named: &str) -> Handing {
+    fn hand_over(&self, app: &App) -> Result<Handing, ApiError> {
+        let server = app.kv_server.as_ref().filter(|_| app.config.role.exports());
+        let Some(server) = server else {
+            return Ok(Handing::Keep);
+        };
+        let held = server.stats().lease_bytes;
+        let promise = app.exports.promise(self.first_prompt().len(), held);
+        let promise = promise.ok_or_else(rejection::export_busy)?;
+        match Outgoing::begin(server, self.first_prompt(), promise) {
+            Ok(outgoing) => Ok(Handing::Out(Box::new(outgoing))),
+            Err(error) => {
+                tracing::debug!(%error, id = %self.id, "nothing handed over");
+                Ok(Handing::Keep)
+            }
+        }
+    }
+
+    async fn ask_prefiller(
+        &self,
+        app: &App,
+        client: &Arc<KvClient>,
+        arrival: &Arrival,
+        named: &str,
+    ) -> Handing {
         let id = self
             .id
             .split_once('-')
@@ -234,10 +283,10 @@ impl Job {
             id,
         };
         match app.prefillers.ask(named, errand).await {
-            Ok(asked) => self.take_over(app, asked),
+            Ok(asked) => self.take_over(app, client, asked),
             Err(error) => {
-                tracing::warn!(%error, id = %self.id, "no prefill; computing");
-                Handing::Keep
+                tracing::warn!(%error, id = %self.id, "no prefill");
+                Handing::Lost(error.lost())
             }
         }
     }
@@ -246,10 +295,11 @@ impl Job {
         self.prompts.first().map_or(&[], |prompt| &prompt.ids)
     }
 
-    fn take_over(&self, app: &App, asked: Asked) -> Handing {
-        let client = app.kv_client.as_ref().filter(|_| app.config.role.imports());
-        let incoming = client.and_then(|client| Incoming::hold(client, asked, self.first_prompt()));
-        incoming.map_or(Handing::Keep, |incoming| Handing::In(Box::new(incoming)))
+    fn take_over(&self, app: &App, client: &Arc<KvClient>, asked: Asked) -> Handing {
+        match Incoming::hold(app, client, asked, self.first_prompt(), &self.id) {
+            Ok(incoming) => Handing::In(Box::new(incoming)),
+            Err(lost) => Handing::Lost(lost),
+        }
     }
 
     fn admit(
@@ -260,7 +310,7 @@ impl Job {
         arrived: Instant,
     ) -> Result<Call, ApiError> {
         let handover = match &handing {
-            Handing::Keep => Handover::None,
+            Handing::Keep | Handing::Lost(_) => Handover::None,
             Handing::Out(_) => Handover::Export,
             Handing::In(incoming) => Handover::Import {
                 n_tokens: incoming.n_tokens(),
@@ -274,9 +324,10 @@ impl Job {
             .sum();
         let (updates, received) = mpsc::channel(tokens);
         app.metrics.sizes.n.observe(f64::from(self.ask.n));
-        let outgoing = match &mut handing {
-            Handing::Out(outgoing) => outgoing.take_building(),
-            Handing::Keep | Handing::In(_) => None,
+        let (outgoing, lost) = match &mut handing {
+            Handing::Out(outgoing) => (outgoing.take_leaving(), None),
+            Handing::Lost(lost) => (None, Some(*lost)),
+            Handing::Keep | Handing::In(_) => (None, None),
         };
         let call = Call::new(
             received,
@@ -291,6 +342,8 @@ impl Job {
             updates,
             arrived,
             outgoing,
+            lost,
+            recompute_max: self.recompute_max,
         };
         app.inbox.admit(admission).map_err(|e| match e {
             InboxError::Full => rejection::queue_full(),

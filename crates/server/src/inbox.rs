@@ -7,10 +7,12 @@ use std::time::Instant;
 
 use baton_engine::{AdmitError, FinishReason, NewSequence, Sampled, SeqId};
 use baton_kv::KvTransferParams;
-use baton_kv_transfer::{Building, Pulled};
+use baton_kv_transfer::Pulled;
 use tokio::sync::mpsc;
 
 use crate::metrics::Finished;
+use crate::outgoing::Leaving;
+use crate::patience::RecomputeMax;
 
 /// What the thread is told.
 pub(crate) enum Command {
@@ -18,13 +20,17 @@ pub(crate) enum Command {
     Admit(Admission),
     /// KV of whole blocks came for a sequence.
     KvArrived(SeqId, Pulled),
-    /// No KV will come for a sequence.
-    KvFailed(SeqId),
+    /// No more KV will come for a sequence.
+    KvFailed(SeqId, Lost),
     /// Look at the endings.
     Wake,
     /// Be done.
     Stop,
 }
+
+/// Why KV that was to come did not, in a word for metrics; from a small fixed set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lost(pub(crate) &'static str);
 
 /// The sequences of one request.
 pub(crate) struct Admission {
@@ -35,7 +41,11 @@ pub(crate) struct Admission {
     pub(crate) updates: mpsc::Sender<Update>,
     pub(crate) arrived: Instant,
     /// Where the only sequence's KV goes as it is computed.
-    pub(crate) outgoing: Option<Building>,
+    pub(crate) outgoing: Option<Leaving>,
+    /// Its KV was to come from another server and will not.
+    pub(crate) lost: Option<Lost>,
+    /// What may be computed here of KV that does not come.
+    pub(crate) recompute_max: RecomputeMax,
 }
 
 /// What a request hears of its sequences.
@@ -43,6 +53,8 @@ pub(crate) struct Admission {
 pub(crate) enum Update {
     /// None of them runs.
     Refused(AdmitError),
+    /// The KV of so many tokens of the only sequence did not come, and that is more than may be computed.
+    GivenUp(Lost, usize),
     /// A token of the sequence with this index in the request.
     Token {
         choice: usize,
@@ -145,19 +157,19 @@ impl Inbox {
     }
 
     /// Tells what became of a transfer; waits if the inbox is full. Not for async code.
-    pub(crate) fn transfer_ended(&self, seq: SeqId, pulled: Option<Pulled>) {
-        let command = match pulled {
-            Some(pulled) => Command::KvArrived(seq, pulled),
-            None => Command::KvFailed(seq),
+    pub(crate) fn transfer_ended(&self, seq: SeqId, result: Result<Pulled, Lost>) {
+        let command = match result {
+            Ok(pulled) => Command::KvArrived(seq, pulled),
+            Err(lost) => Command::KvFailed(seq, lost),
         };
         // Without a thread nobody waits for the KV.
         let _ = self.commands.send(command);
     }
 
     /// As [`Inbox::transfer_ended`] without KV, from async code. `false` if the inbox is full.
-    pub(crate) fn try_transfer_failed(&self, seq: SeqId) -> bool {
+    pub(crate) fn try_transfer_failed(&self, seq: SeqId, lost: Lost) -> bool {
         !matches!(
-            self.commands.try_send(Command::KvFailed(seq)),
+            self.commands.try_send(Command::KvFailed(seq, lost)),
             Err(TrySendError::Full(_))
         )
     }

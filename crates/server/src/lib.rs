@@ -5,7 +5,7 @@
 //! and goes to other servers through [`baton_kv_transfer`]; `prefiller` asks another server for it.
 //!
 //! Not here: devices (any [`Runner`](baton_engine::Runner) will do), files, flags. What stays true: a request that
-//! nobody waits for holds nothing; a hand-over that fails costs time, never a wrong token or an error.
+//! nobody waits for holds nothing; a hand-over that fails costs time, or for a long prompt the answer, never a wrong token.
 #![forbid(unsafe_code)]
 
 mod answer;
@@ -20,11 +20,15 @@ mod config;
 mod conversation;
 mod early;
 mod engine_thread;
+mod exports;
 mod generate;
 mod id;
 mod inbox;
+mod incoming;
 mod logprobs;
 mod metrics;
+mod outgoing;
+mod patience;
 mod prefiller;
 mod refuse;
 mod rejection;

@@ -2,14 +2,16 @@
 //!
 //! Handles are made once; recording is an atomic addition and allocates nothing. Not here: who records when.
 
-use std::fmt::Write as _;
+mod kv;
 
 use baton_kv_transfer::{ClientStats, ServerStats};
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
 };
+
+pub(crate) use kv::{KvSeries, Spent};
 
 const TTFT: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -22,9 +24,6 @@ const PER_TOKEN: &[f64] = &[
 const PER_REQUEST: &[f64] = &[
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
     480.0, 960.0, 1920.0, 7680.0,
-];
-const PER_TRANSFER: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 const PER_STEP: &[f64] = &[
     1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0,
@@ -93,6 +92,7 @@ pub(crate) struct Metrics {
     pub(crate) tokens: TokenSeries,
     pub(crate) sizes: SizeSeries,
     pub(crate) times: TimeSeries,
+    pub(crate) kv: KvSeries,
     success: [IntCounter; Finished::ALL.len()],
     pub(crate) rejections: IntCounter,
 }
@@ -139,8 +139,6 @@ pub(crate) struct TimeSeries {
     pub(crate) queue: Histogram,
     pub(crate) prefill: Histogram,
     pub(crate) decode: Histogram,
-    /// From asking for KV to having it in the blocks.
-    pub(crate) transfer: Histogram,
 }
 
 impl Metrics {
@@ -161,6 +159,7 @@ impl Metrics {
             tokens: TokenSeries::new(&series),
             sizes: SizeSeries::new(&series, labels.max_model_len),
             times: TimeSeries::new(&series),
+            kv: KvSeries::new(&series),
             success: Finished::ALL.map(|reason| success.with_label_values(&[reason.label()])),
             rejections: series.counter(rejections, "Requests turned away because too many waited."),
             registry: series.registry,
@@ -178,16 +177,12 @@ impl Metrics {
         server: Option<&ServerStats>,
         client: Option<&ClientStats>,
     ) -> String {
+        self.kv.refresh(server);
         let mut text = String::new();
         if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
             tracing::warn!(%error, "metrics cannot be written");
         }
-        if let Some(server) = server {
-            producer(&mut text, server);
-        }
-        if let Some(client) = client {
-            consumer(&mut text, client);
-        }
+        kv::write(&mut text, server, client);
         text
     }
 }
@@ -251,7 +246,6 @@ impl TimeSeries {
             queue: s.histogram("vllm:request_queue_time_seconds", "From arrival to the engine.", PER_REQUEST),
             prefill: s.histogram("vllm:request_prefill_time_seconds", "From the engine to the first token.", PER_REQUEST),
             decode: s.histogram("vllm:request_decode_time_seconds", "From the first token to the last.", PER_REQUEST),
-            transfer: s.histogram("kvx_transfer_seconds", "Time that bringing and placing a prompt's KV took, waiting for its computation not included.", PER_TRANSFER),
         }
     }
 }
@@ -290,11 +284,21 @@ impl Series {
     }
 
     fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-        let opts = HistogramOpts {
+        self.register(Histogram::with_opts(
+            self.histogram_opts(name, help, buckets),
+        ))
+    }
+
+    fn histograms(&self, name: &str, help: &str, label: &str, buckets: &[f64]) -> HistogramVec {
+        let opts = self.histogram_opts(name, help, buckets);
+        self.register(HistogramVec::new(opts, &[label]))
+    }
+
+    fn histogram_opts(&self, name: &str, help: &str, buckets: &[f64]) -> HistogramOpts {
+        HistogramOpts {
             common_opts: self.opts(name, help),
             buckets: buckets.to_vec(),
-        };
-        self.register(Histogram::with_opts(opts))
+        }
     }
 
     fn labelled(&self, name: &str, help: &str, label: &str) -> IntCounterVec {
@@ -323,75 +327,6 @@ fn one_two_five(max: u32) -> Vec<f64> {
         .collect()
 }
 
-fn producer(text: &mut String, stats: &ServerStats) {
-    line(text, "kvx_leases", "gauge", stats.leases as u64);
-    line(text, "kvx_lease_bytes", "gauge", stats.lease_bytes);
-    line(text, "kvx_conns", "gauge", stats.connections as u64);
-    line(text, "kvx_lease_expired_total", "counter", stats.expired);
-    line(text, "kvx_transfers_sent_total", "counter", stats.transfers);
-    line(
-        text,
-        "kvx_transfer_sent_bytes_total",
-        "counter",
-        stats.bytes_sent,
-    );
-    line(text, "kvx_heartbeats_total", "counter", stats.heartbeats);
-    line(
-        text,
-        "kvx_sent_crc_errors_total",
-        "counter",
-        stats.crc_errors,
-    );
-    line(text, "kvx_turned_away_total", "counter", stats.turned_away);
-    family(text, "kvx_rejected_total", "counter");
-    for (code, n) in stats.rejects() {
-        sample(
-            text,
-            format_args!("kvx_rejected_total{{code=\"{}\"}}", code.name()),
-            n,
-        );
-    }
-}
-
-fn consumer(text: &mut String, stats: &ClientStats) {
-    line(text, "kvx_held", "gauge", stats.held as u64);
-    line(text, "kvx_budget_used_bytes", "gauge", stats.budget_used);
-    line(
-        text,
-        "kvx_transfers_complete_total",
-        "counter",
-        stats.complete,
-    );
-    line(
-        text,
-        "kvx_transfers_partial_total",
-        "counter",
-        stats.partial,
-    );
-    line(text, "kvx_transfer_failed_total", "counter", stats.failed);
-    line(
-        text,
-        "kvx_transfer_received_bytes_total",
-        "counter",
-        stats.bytes_received,
-    );
-    line(text, "kvx_crc_errors_total", "counter", stats.crc_errors);
-}
-
-fn line(text: &mut String, name: &str, kind: &str, value: u64) {
-    family(text, name, kind);
-    sample(text, format_args!("{name}"), value);
-}
-
-fn family(text: &mut String, name: &str, kind: &str) {
-    // Writing into a String cannot fail.
-    let _ = writeln!(text, "# TYPE {name} {kind}");
-}
-
-fn sample(text: &mut String, series: std::fmt::Arguments<'_>, value: u64) {
-    let _ = writeln!(text, "{series} {value}");
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -417,7 +352,11 @@ mod tests {
             r#"vllm:request_success_total{engine="0",finished_reason="length",model_name="a \"model\""} 0"#,
             r#"vllm:prompt_tokens_by_source_total{engine="0",model_name="a \"model\"",source="external_kv_transfer"} 0"#,
             "kvx_leases 0",
-            "kvx_transfer_failed_total 0",
+            r#"kvx_lease_bytes{tier="host"} 0"#,
+            r#"kvx_transfer_bytes_total{dir="out",path="shm"} 0"#,
+            r#"kvx_transfer_bytes_total{dir="in",path="tcp"} 0"#,
+            r#"kvx_transfer_seconds_count{engine="0",model_name="a \"model\"",phase="total"} 0"#,
+            r#"vllm:tpu_num_requests_being_pulled{engine="0",model_name="a \"model\""} 0"#,
         ] {
             assert!(text.contains(expect), "{expect} is missing in\n{text}");
         }

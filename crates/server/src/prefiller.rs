@@ -1,7 +1,7 @@
 //! Asks a prefill server for a prompt's KV, as the routing sidecar does (llm-d's connector `nixlv2`): the client's own
 //! body, one token, no stream. Its token is dropped; what counts is its `kv_transfer_params`.
 //!
-//! Every failure means the same to the caller: compute the prompt here.
+//! Every failure means the same to the caller: the KV is lost.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -17,6 +17,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::value::RawValue;
 
+use crate::inbox::Lost;
 use crate::{PrefillerPolicy, early};
 
 /// The header that names prefill servers.
@@ -58,6 +59,24 @@ pub(crate) enum PrefillError {
     Nothing,
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
+}
+
+impl PrefillError {
+    /// The error in a word.
+    pub(crate) fn lost(&self) -> Lost {
+        Lost(match self {
+            Self::NoCandidate => "no_prefiller",
+            Self::Body(_) | Self::Head(_) => "not_passed_on",
+            Self::Client(_) => "prefiller_unreachable",
+            Self::Status(StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) => {
+                "prefiller_busy"
+            }
+            Self::Status(_) => "prefiller_refused",
+            Self::Answer(_) | Self::Params(_) => "prefiller_unreadable",
+            Self::Nothing => "nothing_offered",
+            Self::TimedOut(_) => "prefiller_timed_out",
+        })
+    }
 }
 
 /// A prefill that was asked for.

@@ -2,16 +2,24 @@
 
 use axum::response::{IntoResponse, Response};
 use baton_openai::{ApiError, ErrorKind};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+
+use crate::inbox::Lost;
 
 /// Seconds after which a client that was turned away may come again.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// Tells a router that a prompt's KV is not to be had here for now.
+const EXPORT: HeaderName = HeaderName::from_static("x-kv-export");
+const EXPORT_BUSY: HeaderValue = HeaderValue::from_static("busy");
 
 /// Why a request gets no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Rejection {
     /// In OpenAI's envelope.
     Api(ApiError),
+    /// As that, to a router that asked for KV and may ask another server.
+    Export(ApiError),
     /// The router's form, `{"detail":...}`.
     Detail(StatusCode, &'static str),
     /// The form of the authentication layer, `{"error":"Unauthorized"}`.
@@ -38,6 +46,7 @@ impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         match self {
             Self::Api(error) => envelope(&error),
+            Self::Export(error) => export_envelope(&error),
             Self::Detail(status, text) => json(status, format!(r#"{{"detail":"{text}"}}"#).into()),
             Self::Unauthorized => json(
                 StatusCode::UNAUTHORIZED,
@@ -51,15 +60,28 @@ fn envelope(error: &ApiError) -> Response {
     let status =
         StatusCode::from_u16(error.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = json(status, serde_json::to_vec(error).unwrap_or_default());
-    if matches!(
-        error.kind,
-        ErrorKind::TooManyRequests | ErrorKind::Unavailable
-    ) {
+    if may_come_again(status) {
         response
             .headers_mut()
             .insert(header::RETRY_AFTER, RETRY_AFTER);
     }
     response
+}
+
+fn export_envelope(error: &ApiError) -> Response {
+    let mut response = envelope(error);
+    if may_come_again(response.status()) {
+        response.headers_mut().insert(EXPORT, EXPORT_BUSY);
+    }
+    response
+}
+
+/// Whether a status speaks of this moment and not of the request.
+fn may_come_again(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+    )
 }
 
 /// A JSON answer.
@@ -88,6 +110,24 @@ pub(crate) fn queue_full() -> ApiError {
     )
 }
 
+/// What a router hears when KV that waits to be fetched leaves no room.
+pub(crate) fn export_busy() -> ApiError {
+    ApiError::new(
+        ErrorKind::KvExportBusy,
+        "KV that waits to be fetched leaves no room for this prompt's; ask another server, or later",
+    )
+}
+
+/// What a client hears whose prompt's KV did not come and is too long to be computed here.
+pub(crate) fn kv_lost(lost: Lost, missing: usize) -> ApiError {
+    let Lost(reason) = lost;
+    let message = format!(
+        "the KV of {missing} prompt tokens did not come from the prefill server ({reason}), and computing them here is \
+         more than this server or the request allows; try again"
+    );
+    ApiError::new(ErrorKind::KvTransferFailed, message)
+}
+
 /// What a client hears after shutdown was asked for.
 pub(crate) fn draining() -> ApiError {
     ApiError::new(ErrorKind::Unavailable, "this server is shutting down")
@@ -99,12 +139,10 @@ mod tests {
 
     #[test]
     fn who_may_come_again_is_told_when() {
-        assert!(
-            Rejection::from(queue_full())
-                .into_response()
-                .headers()
-                .contains_key("retry-after")
-        );
+        for busy in [queue_full(), kv_lost(Lost("expired"), 5000)] {
+            let response = Rejection::from(busy).into_response();
+            assert!(response.headers().contains_key("retry-after"));
+        }
         assert!(
             !Rejection::NOT_FOUND
                 .into_response()

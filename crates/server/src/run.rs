@@ -15,6 +15,7 @@ use crate::app::{App, Life};
 use crate::body::BodyLimits;
 use crate::clock;
 use crate::engine_thread::{EngineFailure, EngineThread};
+use crate::exports::ExportRoom;
 use crate::metrics::{Labels, Metrics};
 use crate::prefiller::Prefillers;
 use crate::routes;
@@ -79,6 +80,7 @@ pub async fn run(
         metrics,
         kv_server: parts.kv_server.map(Arc::new),
         kv_client: parts.kv_client.map(Arc::new),
+        exports: ExportRoom::new(config.kv_host_pool, spec.layout.clone()),
         prefillers: prefillers(&config),
         bodies: BodyLimits::new(config.max_body_bytes, config.max_bodies_bytes),
         life: life.clone(),

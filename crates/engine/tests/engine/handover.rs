@@ -98,6 +98,24 @@ fn assert_answers_alone(mut engine: Engine, new: &NewSequence) {
 }
 
 #[test]
+fn tokens_that_are_awaited_or_here_already_can_be_counted() {
+    let (mut engine, new) = awaiting();
+    assert_eq!(engine.awaited(SeqId(1)), 19);
+    assert_eq!(engine.awaited(SeqId(2)), 0);
+    let first = kv_of(&SHAPE, &new.prompt, 0..1);
+    engine.kv_arrived(SeqId(1), 0, &first, Then::Fetch).unwrap();
+    assert_eq!(engine.awaited(SeqId(1)), 3);
+    assert_eq!(engine.found(&new.prompt), 0, "it waits for the rest");
+    engine.kv_failed(SeqId(1));
+    assert_eq!(engine.awaited(SeqId(1)), 0);
+    assert_eq!(engine.found(&new.prompt), 16);
+    let (same, another) = (prompt(16), [&[250], &prompt(40)[..]].concat());
+    assert_eq!(engine.found(&same), 0, "the last token is computed");
+    assert_eq!(engine.found(&another), 0);
+    assert_answers_alone(engine, &new);
+}
+
+#[test]
 fn bytes_that_are_not_what_was_asked_for_are_not_used() {
     let good = kv_of(&SHAPE, &prompt(20), 0..2);
     let too_much = [good.as_slice(), &good].concat();

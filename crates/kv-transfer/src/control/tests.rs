@@ -1,3 +1,5 @@
+//! A consumer with the right to it gets what a lease has, and nobody else anything.
+
 use super::*;
 use crate::geometry::tests::{selection, shard};
 use crate::lease::LeaseTerms;

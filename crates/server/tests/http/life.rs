@@ -3,38 +3,27 @@
 use std::time::Duration;
 
 use baton_server::{Role, ServerError};
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use crate::support::{Reply, Server, Setup};
+use crate::support::{Reply, Server, Setup, begin};
 
 const COMPLETIONS: &str = "/v1/completions";
 
+/// Asks for an answer that does not end by itself: even a device without an end token draws that token's number at times.
 fn long(more: Value) -> Value {
-    let mut body = json!({"prompt": "a long answer", "max_tokens": 1900, "temperature": 0});
+    let mut body = json!({"prompt": "a long answer", "max_tokens": 1900, "temperature": 0, "ignore_eos": true});
     body.as_object_mut()
         .unwrap()
         .extend(more.as_object().unwrap().clone());
     body
 }
 
-async fn begin(server: &Server, body: &Value) -> http::Response<hyper::body::Incoming> {
-    let request = server.request(COMPLETIONS);
-    server
-        .send(
-            request
-                .body(Full::new(Bytes::from(body.to_string())))
-                .unwrap(),
-        )
-        .await
-}
-
 #[tokio::test]
 async fn a_client_that_hangs_up_frees_its_blocks() {
     let server = Server::start(Setup::role(Role::Both).slow().endless()).await;
     // Streamed: after the first event.
-    let mut response = begin(&server, &long(json!({"stream": true}))).await;
+    let mut response = begin(&server, COMPLETIONS, &long(json!({"stream": true}))).await;
     response.frame().await.unwrap().unwrap();
     server
         .until("vllm:kv_cache_usage_perc", |used| used > 0.0)
@@ -45,7 +34,7 @@ async fn a_client_that_hangs_up_frees_its_blocks() {
         .await;
     // Whole: before any answer.
     let body = long(json!({"n": 3, "temperature": 1}));
-    let asking = begin(&server, &body);
+    let asking = begin(&server, COMPLETIONS, &body);
     tokio::select! {
         _ = asking => panic!("1900 slow tokens take longer"),
         () = server.until("vllm:num_requests_running", |n| n == 3.0) => {}
@@ -68,10 +57,10 @@ async fn a_full_queue_turns_clients_away_in_the_common_form() {
     let mut setup = Setup::role(Role::Both).slow().endless();
     (setup.max_num_seqs, setup.max_waiting) = (1, 1);
     let server = Server::start(setup).await;
-    let mut running = begin(&server, &long(json!({"stream": true}))).await;
+    let mut running = begin(&server, COMPLETIONS, &long(json!({"stream": true}))).await;
     running.frame().await.unwrap().unwrap();
     let waiting_body = long(json!({}));
-    let waiting = begin(&server, &waiting_body);
+    let waiting = begin(&server, COMPLETIONS, &waiting_body);
     let turned_away = async {
         server
             .until("vllm:num_requests_waiting", |n| n == 1.0)
@@ -100,7 +89,7 @@ async fn a_failed_device_ends_every_answer_and_the_server() {
     let mut setup = Setup::role(Role::Both).slow().endless();
     setup.sim.fail_at = Some(40);
     let mut server = Server::start(setup).await;
-    let stream = begin(&server, &long(json!({"stream": true}))).await;
+    let stream = begin(&server, COMPLETIONS, &long(json!({"stream": true}))).await;
     let whole = server.post(COMPLETIONS, long(json!({})));
     let (stream, whole) = tokio::join!(Reply::read(stream), whole);
     let events = stream.events();
@@ -124,7 +113,7 @@ async fn a_failed_device_ends_every_answer_and_the_server() {
 async fn shutdown_lets_answers_end() {
     let mut server = Server::start(Setup::role(Role::Both).slow().endless()).await;
     let body = json!({"prompt": "x", "max_tokens": 50, "stream": true});
-    let mut response = begin(&server, &body).await;
+    let mut response = begin(&server, COMPLETIONS, &body).await;
     response.frame().await.unwrap().unwrap();
     server.shutdown.cancel();
     let reply = Reply::read(response).await;
@@ -141,7 +130,7 @@ async fn shutdown_does_not_wait_for_ever() {
     let mut setup = Setup::role(Role::Both).slow().endless();
     setup.config.http.grace = Duration::from_millis(50);
     let mut server = Server::start(setup).await;
-    let mut response = begin(&server, &long(json!({"stream": true}))).await;
+    let mut response = begin(&server, COMPLETIONS, &long(json!({"stream": true}))).await;
     response.frame().await.unwrap().unwrap();
     server.shutdown.cancel();
     let ended = tokio::time::timeout(Duration::from_secs(20), &mut server.task)

@@ -9,5 +9,7 @@
 mod answers;
 mod errors;
 mod handover;
+mod let_go;
 mod life;
+mod lost_kv;
 mod support;

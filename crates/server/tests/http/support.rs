@@ -125,10 +125,15 @@ impl Server {
 
     /// Sum of a metric's series.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
+        self.metric_of(name, "").await
+    }
+
+    /// Sum of a metric's series that have a label, written `name="value"`.
+    pub(crate) async fn metric_of(&self, name: &str, label: &str) -> f64 {
         let text = self.get("/metrics").await.text();
-        let series = text
-            .lines()
-            .filter(|l| l.starts_with(name) && l[name.len()..].starts_with(['{', ' ']));
+        let series = text.lines().filter(|l| {
+            l.starts_with(name) && l[name.len()..].starts_with(['{', ' ']) && l.contains(label)
+        });
         series
             .map(|l| l.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
             .sum()
@@ -136,15 +141,26 @@ impl Server {
 
     /// Waits until a metric has a value.
     pub(crate) async fn until(&self, name: &str, is_so: impl Fn(f64) -> bool) {
-        let wait = async {
-            while !is_so(self.metric(name).await) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), wait)
-            .await
-            .unwrap_or_else(|_| panic!("{name} never came"));
+        let is_so = async || is_so(self.metric(name).await);
+        until(name, is_so).await;
     }
+
+    /// Waits until no request is being answered.
+    pub(crate) async fn until_idle(&self) {
+        let is_idle = async || self.get("/load").await.json()["server_load"] == 0;
+        until("idleness", is_idle).await;
+    }
+}
+
+async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+    let wait = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), wait)
+        .await
+        .unwrap_or_else(|_| panic!("{what} never came"));
 }
 
 impl Setup {
@@ -154,7 +170,9 @@ impl Setup {
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
         let role = self.config.role;
         let kv_server = role.exports().then(|| {
-            KvServer::start(KvServerConfig::new(any_port, secret(), layout.clone())).unwrap()
+            let mut config = KvServerConfig::new(any_port, secret(), layout.clone());
+            config.pool_bytes = self.config.kv_host_pool;
+            KvServer::start(config).unwrap()
         });
         let kv_client = role
             .imports()
@@ -187,6 +205,13 @@ impl Setup {
         };
         (self.config, parts)
     }
+}
+
+/// Asks, and returns the answer when its head is there.
+pub(crate) async fn begin(server: &Server, path: &str, body: &Value) -> http::Response<Incoming> {
+    let body = Full::new(Bytes::from(body.to_string()));
+    let request = server.request(path).body(body);
+    server.send(request.unwrap()).await
 }
 
 /// An answer, read to its end.
