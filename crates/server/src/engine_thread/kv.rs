@@ -57,6 +57,7 @@ impl Driver {
         self.engine
             .kv_arrived(seq, pulled.first_block, pulled.data(), then)?;
         if let Some(sequence) = self.open.get_mut(&seq) {
+            sequence.spent.opening += pulled.opening;
             sequence.spent.pulling += pulled.took;
             sequence.spent.placing += begun.elapsed();
             sequence.spent.bytes += pulled.data().len();

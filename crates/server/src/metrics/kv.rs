@@ -22,7 +22,9 @@ const TPU_MEGABYTES: &[f64] = &[32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0,
 /// KV that came and KV that did not.
 #[derive(Debug)]
 pub(crate) struct KvSeries {
-    /// Of a transfer: placing what came, and all of it.
+    /// Of a transfer: until its first byte could come, until its last had, placing what came, and all of it.
+    open: Histogram,
+    wire: Histogram,
     h2d: Histogram,
     total: Histogram,
     failed: IntCounterVec,
@@ -44,6 +46,8 @@ struct TpuSeries {
 /// What went into bringing the KV of one prompt here, waiting for its computation not included.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Spent {
+    /// From when blocks could be fetched until the first of their bytes could come.
+    pub(crate) opening: Duration,
     /// From when blocks could be fetched until they were here.
     pub(crate) pulling: Duration,
     /// From host memory into blocks.
@@ -56,6 +60,8 @@ impl KvSeries {
         let seconds = "Time that bringing the KV of a prompt took, waiting for its computation not included, by phase.";
         let seconds = s.histograms("kvx_transfer_seconds", seconds, "phase", SECONDS);
         Self {
+            open: seconds.with_label_values(&["open"]),
+            wire: seconds.with_label_values(&["wire"]),
             h2d: seconds.with_label_values(&["h2d"]),
             total: seconds.with_label_values(&["total"]),
             failed: s.labelled(
@@ -74,6 +80,9 @@ impl KvSeries {
 
     /// Enters KV that came.
     pub(crate) fn came(&self, spent: &Spent) {
+        let wire = spent.pulling.saturating_sub(spent.opening);
+        self.open.observe(spent.opening.as_secs_f64());
+        self.wire.observe(wire.as_secs_f64());
         self.h2d.observe(spent.placing.as_secs_f64());
         self.total
             .observe((spent.pulling + spent.placing).as_secs_f64());
@@ -150,7 +159,12 @@ pub(super) fn write(text: &mut String, server: Option<&ServerStats>, client: Opt
 }
 
 fn producer(text: &mut String, stats: &ServerStats) {
-    line(text, "kvx_leases", "gauge", stats.leases as u64);
+    family(text, "kvx_leases", "gauge");
+    let building = stats.building.min(stats.leases);
+    for (state, n) in [("building", building), ("ready", stats.leases - building)] {
+        let series = format_args!("kvx_leases{{state=\"{state}\"}}");
+        sample(text, series, n as u64);
+    }
     family(text, "kvx_lease_bytes", "gauge");
     let bytes = format_args!("kvx_lease_bytes{{tier=\"host\"}}");
     sample(text, bytes, stats.lease_bytes);
@@ -165,6 +179,10 @@ fn producer(text: &mut String, stats: &ServerStats) {
         stats.crc_errors,
     );
     line(text, "kvx_turned_away_total", "counter", stats.turned_away);
+    let name = "kvx_credit_stall_seconds_total";
+    family(text, name, "counter");
+    let stalled = stats.credit_stall.as_secs_f64();
+    sample(text, format_args!("{name}"), stalled);
     family(text, "kvx_rejected_total", "counter");
     for (code, n) in stats.rejects() {
         let series = format_args!("kvx_rejected_total{{code=\"{}\"}}", code.name());
@@ -219,6 +237,6 @@ fn family(text: &mut String, name: &str, kind: &str) {
     let _ = writeln!(text, "# TYPE {name} {kind}");
 }
 
-fn sample(text: &mut String, series: std::fmt::Arguments<'_>, value: u64) {
+fn sample(text: &mut String, series: std::fmt::Arguments<'_>, value: impl std::fmt::Display) {
     let _ = writeln!(text, "{series} {value}");
 }

@@ -115,6 +115,43 @@ async fn a_pair_answers_as_one_server_does() {
 }
 
 #[tokio::test]
+async fn servers_with_blocks_of_other_sizes_answer_as_one_does() {
+    for [prefill, decode] in [[16, 64], [64, 16], [32, 128], [48, 32]] {
+        let sized = |role, block_size| {
+            let mut setup = Setup::role(role);
+            setup.sim.spec.layout.block_size = block_size;
+            setup
+        };
+        let fleet = Fleet {
+            prefill: Server::start(sized(Role::Prefill, prefill)).await,
+            ..Fleet::with(sized(Role::Decode, decode)).await
+        };
+        let prefiller = fleet.prefill.addr.to_string();
+        for n in 0..12 {
+            let body = json!({"prompt": prompt(n), "max_tokens": 12, "temperature": 0});
+            let expect = fleet.alone.post(COMPLETIONS, body.clone()).await.json();
+            let answer = fleet.decode_after(&prefiller, COMPLETIONS, &body).await;
+            assert_eq!(
+                texts(&answer.json()),
+                texts(&expect),
+                "{n}, {prefill} to {decode}"
+            );
+        }
+        let came = fleet
+            .decode
+            .metric("vllm:external_prefix_cache_hits_total")
+            .await;
+        assert!(
+            came > 500.0,
+            "{came} tokens came over, {prefill} to {decode}"
+        );
+        let failed = fleet.decode.metric("kvx_transfer_failed_total").await;
+        assert_eq!(failed, 0.0);
+        fleet.prefill.until("kvx_leases", |n| n == 0.0).await;
+    }
+}
+
+#[tokio::test]
 async fn a_router_can_do_the_two_calls_itself() {
     let fleet = Fleet::start().await;
     let mut body = json!({"prompt": prompt(12), "max_tokens": 20, "temperature": 0});
