@@ -278,6 +278,15 @@ impl Serve {
         };
         self.max_prefill_beside_decode.unwrap_or(default)
     }
+
+    /// Tokens at the end of a prompt whose KV leaves that are computed alone. On a CPU a step of so few takes no longer a
+    /// token than a large one, and long enough for what is before them to travel; elsewhere small steps are dear.
+    pub(crate) const fn export_tail(&self) -> usize {
+        match self.device {
+            Device::Cpu => 64,
+            _ => 0,
+        }
+    }
 }
 
 /// `8192`, `32k` (thousands) or `32K` (1024s), as vLLM reads them.

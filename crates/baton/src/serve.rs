@@ -234,6 +234,7 @@ fn engine_config(args: &Serve) -> EngineConfig {
         max_num_seqs: args.max_num_seqs,
         max_num_batched_tokens: args.max_num_batched_tokens,
         prefill_beside_decode: args.prefill_beside_decode(),
+        export_tail: args.export_tail(),
         max_waiting: args.max_num_queued_reqs,
         prefix_caching: PrefixCaching::On,
         hash_seed: "0".to_owned(),

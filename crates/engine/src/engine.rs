@@ -26,6 +26,9 @@ pub struct EngineConfig {
     /// Most prompt tokens in a step that decodes as well. Small values keep answers flowing while long prompts are
     /// computed, which then takes longer; at least 1.
     pub prefill_beside_decode: usize,
+    /// The end of a prompt whose KV leaves, in tokens, that a step computes alone: all before it travels meanwhile, and
+    /// little is left to wait for. 0 where small steps are dear.
+    pub export_tail: usize,
     /// Most sequences that wait for a place.
     pub max_waiting: usize,
     /// Whether blocks are found again by what they hold.

@@ -76,6 +76,8 @@ pub(crate) struct Sequence {
     pub(crate) cached: Option<usize>,
     /// Tokens of this step's row.
     pub(crate) scheduled: usize,
+    /// Only the end of a prompt that leaves is still to be computed.
+    pub(crate) is_at_tail: bool,
 }
 
 impl Sequence {
@@ -99,6 +101,7 @@ impl Sequence {
             handover: new.handover,
             cached: None,
             scheduled: 0,
+            is_at_tail: false,
         }
     }
 
@@ -115,6 +118,20 @@ impl Sequence {
             }
             Handover::Export => self.computed / block_size,
             Handover::None | Handover::Import { .. } => 0,
+        }
+    }
+
+    /// How many of `most` tokens come next, so that the end of a prompt that leaves, of `tail` tokens and up to a block
+    /// more, is not among them if it would end a step of many.
+    pub(crate) fn before_tail(&self, most: usize, tail: usize, block_size: usize) -> usize {
+        let leaves = self.handover == Handover::Export && self.computed < self.n_prompt;
+        if !leaves || tail == 0 || most < self.pending() || most < 2 * tail {
+            return most;
+        }
+        let reach = (self.tokens.len() - tail) / block_size * block_size;
+        match reach.saturating_sub(self.computed) {
+            0 => most,
+            n => n,
         }
     }
 

@@ -22,6 +22,9 @@ impl Engine {
         if !self.rows.is_empty() {
             budget = budget.min(self.cfg.prefill_beside_decode);
         }
+        if self.schedule_tails(&mut budget) {
+            return;
+        }
         for i in 0..self.running.len() {
             if self.running[i].pending() > 1 {
                 self.schedule(i, &mut budget);
@@ -52,20 +55,35 @@ impl Engine {
             self.free_blocks(&mut seq);
             seq.computed = 0;
             seq.registered = 0;
+            seq.is_at_tail = false;
             self.stats.preemptions += 1;
             self.waiting.push_front(seq);
         }
     }
 
+    /// Adds the ends of prompts that leave; if there are any, no other prompt holds them up.
+    fn schedule_tails(&mut self, budget: &mut usize) -> bool {
+        let n_rows = self.rows.len();
+        for i in 0..self.running.len() {
+            if self.running[i].is_at_tail && self.running[i].pending() > 1 {
+                self.schedule(i, budget);
+            }
+        }
+        self.rows.len() > n_rows
+    }
+
     /// Adds a row for `running[i]` if the step has room for it.
     fn schedule(&mut self, i: usize, budget: &mut usize) {
+        let (tail, block_size) = (self.cfg.export_tail, self.block_size());
         let seq = &mut self.running[i];
-        let n = seq.pending().min(*budget).min(self.spec.max_chunk);
+        let most = seq.pending().min(*budget).min(self.spec.max_chunk);
+        let n = seq.before_tail(most, tail, block_size);
         if n == 0 || self.rows.len() >= self.cfg.max_num_seqs.min(self.spec.max_batch) {
             return;
         }
         *budget -= n;
         seq.scheduled = n;
+        seq.is_at_tail = n < most;
         let reach = seq.computed + n;
         let tokens = self.batch.tokens.len();
         self.batch

@@ -96,6 +96,7 @@ fn any_shape() -> impl Strategy<Value = Shape> {
             tokens,
             // As odd as any other number.
             beside: 1 + tokens / 2,
+            tail: chunk / 3,
             chunk,
             len,
             waiting: 6,

@@ -538,6 +538,41 @@ fn the_export_comes_before_the_first_token() {
 }
 
 #[test]
+fn the_end_of_a_prompt_that_leaves_is_computed_alone() {
+    check(
+        "> shape tokens=12 tail=4
+        > add a x22 max=1 export
+        > step
+        a 0..12
+        export a 12 in 3
+        > add b y20 max=1
+        > step
+        a 12..16, b 0..8
+        export a 16 in 1
+        > step
+        a 16..22+
+        export a 22 in 2
+        end a length, cached 0
+        > step
+        b 8..20+
+        end b length, cached 0",
+    );
+    // Neither short prompts nor those that stay are cut.
+    check(
+        "> shape tokens=12 tail=4
+        > add a x7 max=1 export
+        > step
+        a 0..7+
+        export a 7 in 2
+        end a length, cached 0
+        > add b y12 max=1
+        > step
+        b 0..12+
+        end b length, cached 0",
+    );
+}
+
+#[test]
 fn what_a_chunk_finishes_leaves_while_the_next_is_computed() {
     check(
         "> shape tokens=6

@@ -21,6 +21,8 @@ pub(crate) struct Shape {
     pub(crate) tokens: usize,
     /// Prompt tokens beside decodes.
     pub(crate) beside: usize,
+    /// Of prompts that leave.
+    pub(crate) tail: usize,
     pub(crate) chunk: usize,
     pub(crate) len: usize,
     pub(crate) waiting: usize,
@@ -47,6 +49,7 @@ impl Shape {
         rows: 8,
         tokens: 64,
         beside: 64,
+        tail: 0,
         chunk: 64,
         len: 256,
         waiting: 64,
@@ -83,6 +86,7 @@ impl Shape {
             max_num_seqs: self.seqs,
             max_num_batched_tokens: self.tokens,
             prefill_beside_decode: self.beside,
+            export_tail: self.tail,
             max_waiting: self.waiting,
             prefix_caching: self.caching,
             hash_seed: "0".to_owned(),

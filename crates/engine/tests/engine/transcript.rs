@@ -50,6 +50,7 @@ fn shape(words: &[&str]) -> Shape {
             "seqs" => shape.seqs = n,
             "tokens" => shape.tokens = n,
             "beside" => shape.beside = n,
+            "tail" => shape.tail = n,
             "chunk" => shape.chunk = n,
             "len" => shape.len = n,
             "waiting" => shape.waiting = n,

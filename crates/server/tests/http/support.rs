@@ -185,6 +185,7 @@ impl Setup {
             runner: Box::new(runner),
             engine: EngineConfig {
                 prefill_beside_decode: usize::MAX,
+                export_tail: 16,
                 max_num_seqs: self.max_num_seqs,
                 max_num_batched_tokens: 256,
                 max_waiting: self.max_waiting,
