@@ -12,7 +12,7 @@ SECONDS ?= 60
 # Where `baton fetch` puts what the tests need; printed by the binary, so that this file knows no paths.
 FETCHED = BATON_PJRT_CPU="$$($(BATON) fetch cpu)" BATON_SMOLLM2="$$($(BATON) fetch smollm2)"
 
-.PHONY: help up build test test-rust test-system test-slow test-vllm check fmt lint layers doc bench bench-peers bench-handover fuzz fetch clean
+.PHONY: help up build test test-rust test-system test-slow test-vllm check fmt lint layers doc bench bench-peers bench-handover bench-overlap fuzz fetch clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -72,6 +72,10 @@ bench: build $(VENV)/stamp ## the figures of BENCHMARKS.md
 
 bench-handover: ## KV transfer beside bare sockets and memory copies, over loopback, shared memory and a veth
 	@tests/bench/handover.sh
+
+bench-overlap: ROUNDS := 7
+bench-overlap: fetch ## time to first token over shaped links, apart and not, as root; ROUNDS=n (7)
+	@python3 tests/bench/overlap.py --rounds $(ROUNDS)
 
 # llama.cpp is built from source for this machine's instructions; the rest of both peers is some 6 GB of wheels.
 $(PEERS)/stamp: tests/bench/requirements-peers.txt tests/bench/overrides-peers.txt
