@@ -34,6 +34,9 @@ pub(crate) struct Holdings<J> {
 #[derive(Debug)]
 struct Holding<J> {
     holders: usize,
+    /// The producer does not have it, as far as is known. Who holds it still counts, so that who holds it anew is not taken
+    /// for them.
+    is_gone: bool,
     /// For a lease that grows: the right to be told how.
     token: Option<LeaseToken>,
     /// Tokens whose KV can be fetched, as far as is known.
@@ -46,6 +49,7 @@ impl<J> Default for Holding<J> {
     fn default() -> Self {
         Self {
             holders: 0,
+            is_gone: false,
             token: None,
             n_ready: 0,
             waiting: Vec::new(),
@@ -79,10 +83,11 @@ impl<J> Holdings<J> {
     /// One holder more, of a lease that lives for `ttl` without heartbeats; with its token if it grows.
     pub(crate) fn hold(&mut self, lease: u64, token: Option<LeaseToken>, ttl: Duration) {
         let interval = (ttl / 5).clamp(MIN_INTERVAL, MAX_INTERVAL);
-        let shortest = self.interval.filter(|_| !self.held.is_empty());
+        let shortest = self.interval.filter(|_| !self.is_empty());
         self.interval = Some(shortest.map_or(interval, |known| known.min(interval)));
         let holding = self.held.entry(lease).or_default();
         holding.holders += 1;
+        holding.is_gone = false;
         holding.token = token.or(holding.token);
         self.fresh.push(lease);
     }
@@ -96,17 +101,19 @@ impl<J> Holdings<J> {
         if holding.holders > 0 {
             return;
         }
+        let is_gone = holding.is_gone;
         // Nothing waits any more: a transfer that does is a holder itself.
         self.held.remove(&lease);
         self.fresh.retain(|fresh| *fresh != lease);
-        if is_to_be_said {
+        if is_to_be_said && !is_gone {
             self.to_release.push(lease);
         }
     }
 
     /// Tokens of a lease whose KV can be fetched; `None` if it is gone.
     pub(crate) fn n_ready(&self, lease: u64) -> Option<u32> {
-        Some(self.held.get(&lease)?.n_ready)
+        let holding = self.held.get(&lease).filter(|holding| !holding.is_gone);
+        Some(holding?.n_ready)
     }
 
     /// Keeps a transfer until its lease, which is there, has grown.
@@ -125,13 +132,16 @@ impl<J> Holdings<J> {
 
     /// No further heartbeats, and no release, for a lease that the producer does not have. Returns what waits in vain.
     pub(crate) fn forget(&mut self, lease: u64) -> Vec<J> {
-        let holding = self.held.remove(&lease);
-        holding.map(|holding| holding.waiting).unwrap_or_default()
+        let Some(holding) = self.held.get_mut(&lease) else {
+            return Vec::new();
+        };
+        holding.is_gone = true;
+        std::mem::take(&mut holding.waiting)
     }
 
     /// The producer has forgotten, if it ever knew, who watches.
     pub(crate) fn reconnected(&mut self) {
-        self.fresh = self.held.keys().copied().collect();
+        self.fresh = self.alive();
     }
 
     /// The producer cannot be reached: releases are lost, and what waits returned.
@@ -154,12 +164,17 @@ impl<J> Holdings<J> {
 
     /// Whether there is anything to say at all.
     pub(crate) fn is_needed(&self) -> bool {
-        !self.held.is_empty() || !self.to_release.is_empty()
+        !self.is_empty() || !self.to_release.is_empty()
     }
 
-    /// Whether nothing is held.
+    /// Whether nothing is held that the producer has.
     pub(crate) fn is_empty(&self) -> bool {
-        self.held.is_empty()
+        self.held.values().all(|holding| holding.is_gone)
+    }
+
+    fn alive(&self) -> Vec<u64> {
+        let alive = self.held.iter().filter(|(_, holding)| !holding.is_gone);
+        alive.map(|(&lease, _)| lease).collect()
     }
 
     /// What is to be said now: of all leases if their heartbeat is due, else of the new ones and those let go.
@@ -174,14 +189,14 @@ impl<J> Holdings<J> {
         };
         messages.extend(fresh.iter().filter_map(watch));
         let to_beat = match is_due {
-            true => self.held.keys().copied().collect(),
+            true => self.alive(),
             false => fresh,
         };
         let heartbeat = |leases: &[u64]| Message::Heartbeat {
             leases: leases.to_vec(),
         };
         messages.extend(to_beat.chunks(MAX_HEARTBEAT).map(heartbeat));
-        let is_idle = self.held.is_empty();
+        let is_idle = self.is_empty();
         if is_due && is_idle {
             messages.push(Message::Ping { id: 0 });
         }
@@ -276,6 +291,26 @@ mod tests {
         assert_eq!(holdings.news(false, |job| *job == 11).cancelled, [11]);
         assert_eq!(holdings.forget(1), [12]);
         assert_eq!((holdings.n_ready(1), holdings.grown(1, 9)), (None, vec![]));
+    }
+
+    #[test]
+    fn who_held_a_lease_before_it_was_gone_takes_nothing_from_who_holds_it_again() {
+        let mut holdings = Holdings::default();
+        holdings.hold(1, Some(TOKEN), TTL);
+        assert!(holdings.forget(1).is_empty());
+        assert_eq!((holdings.n_ready(1), holdings.is_needed()), (None, false));
+        holdings.hold(1, Some(TOKEN), TTL);
+        holdings.keep(1, 10);
+        holdings.let_go(1, true);
+        assert!(!said(&mut holdings, true).is_empty(), "it is held");
+        assert_eq!(holdings.grown(1, 4), [10]);
+        holdings.let_go(1, true);
+        let release = Message::Release { lease: 1 };
+        assert_eq!(said(&mut holdings, false), [release]);
+        holdings.hold(2, None, TTL);
+        assert!(holdings.forget(2).is_empty());
+        holdings.let_go(2, true);
+        assert!(!holdings.is_needed(), "what is gone is not released");
     }
 
     #[test]
