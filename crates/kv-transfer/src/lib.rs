@@ -33,6 +33,8 @@ mod net;
 mod outgoing;
 mod secret;
 mod server;
+#[cfg(test)]
+mod simulation;
 pub mod wire;
 
 pub use client::{
