@@ -92,7 +92,7 @@ def wire() -> None:
         18: struct.pack("<IQI", 1, 7, 500),
         20: bytes(8),
         22: bytes(2),
-        25: struct.pack("<IIQQIII", 1, 1, 1, 32768, 0, 0, 2),
+        25: struct.pack("<IIQQIII", 1, 1, 1, 32768, 0, 0, 2) + struct.pack("<I", 0x6c7c5f7d),
     }
     for kind, body in bodies.items():
         put("kvx_wire", f"frame_{kind:02}", frame(kind, body))

@@ -183,6 +183,14 @@ impl<B: Placed> Control<B> {
         self.is_over
     }
 
+    /// The leases of all transfers.
+    #[cfg(test)]
+    pub(crate) fn leases_open(&self) -> impl Iterator<Item = u64> {
+        let sent = self.streams.values().flatten();
+        let sent = sent.map(|transfer| transfer.lease);
+        sent.chain(self.lent.values().copied())
+    }
+
     /// Takes a message and returns the answer, if there is one.
     ///
     /// # Errors
@@ -394,8 +402,11 @@ impl<B: Placed> Control<B> {
         None
     }
 
-    /// What the consumer does not know yet about the leases it watches.
+    /// What the consumer does not know yet about the leases it watches. Called when leases have changed.
     pub(crate) fn tell(&mut self, leases: &LeaseTable<B>) -> Vec<Message> {
+        // The rooms of what is gone have lost their marks; the consumer's last word may never come.
+        self.lent
+            .retain(|_, lease| leases.progress(*lease).is_some());
         let mut news = Vec::new();
         self.watched.retain(|&lease, told| {
             let Some((ready, n_blocks)) = leases.progress(lease) else {

@@ -93,6 +93,12 @@ impl<B> LeaseTable<B> {
         self.live.len()
     }
 
+    /// Whose transfers run of a lease, and how many; `None` if it is gone.
+    #[cfg(test)]
+    pub(crate) fn open_by(&self, id: u64) -> Option<Option<(SessionId, u32)>> {
+        self.live.get(&id).map(|lease| lease.open_by)
+    }
+
     /// Leases whose blocks are not all there yet.
     pub(crate) fn n_building(&self) -> usize {
         let is_building = |lease: &&Lease<B>| lease.n_ready() < lease.n_blocks;

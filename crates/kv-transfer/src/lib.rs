@@ -9,8 +9,8 @@
 //! What stays true: a byte reaches the caller only after its checksum was found right; a lease that is gone never
 //! yields data; every wait has a deadline and every buffer a bound; nothing that a peer sends panics.
 //!
-//! Decisions are pure state machines (`handshake`, `lease`, `control`, `outgoing`, `fetch`, `incoming`, `geometry`,
-//! `wire`); `server` and `client` are threads and blocking sockets around them. Not here: what to do without KV (the
+//! Decisions are pure state machines (`handshake`, `lease`, `control`, `outgoing`, `holdings`, `fetch`, `incoming`,
+//! `geometry`, `wire`); `server` and `client` are threads and blocking sockets around them. Not here: what to do without KV (the
 //! engine recomputes), and encryption (the secret authenticates and the checksums catch accidents; on a network where
 //! others can alter packets, run it inside a tunnel).
 #![forbid(unsafe_code)]
@@ -25,6 +25,7 @@ mod fetch;
 pub mod fuzzing;
 mod geometry;
 mod handshake;
+mod holdings;
 mod incoming;
 mod lease;
 mod memory;
@@ -32,6 +33,8 @@ mod net;
 mod outgoing;
 mod secret;
 mod server;
+#[cfg(test)]
+mod simulation;
 pub mod wire;
 
 pub use client::{

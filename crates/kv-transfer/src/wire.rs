@@ -87,6 +87,9 @@ pub enum WireError {
     /// A chunk header whose own checksum is wrong.
     #[error("checksum of a chunk header is wrong")]
     HeaderChecksum,
+    /// Rooms of shared memory whose checksum is wrong.
+    #[error("checksum of a loan is wrong")]
+    LoanChecksum,
     /// A well-formed chunk that is not part of the transfer it names.
     #[error("chunk {chunk} does not fit the transfer")]
     Geometry {
@@ -421,6 +424,14 @@ mod tests {
             let body = &frame[FRAME_HEADER_LEN..];
             prop_assert!(decode_message(frame[4], &body[..body.len().saturating_sub(cut)]).is_err());
             prop_assert!(decode_message(frame[4], &[body, &[0]].concat()).is_err());
+        }
+
+        #[test]
+        fn a_damaged_loan_is_refused(lent in lent(), at: usize, bit in 0u8..8) {
+            let mut frame = encode_frame(0, &lent);
+            let at = FRAME_HEADER_LEN + at % (frame.len() - FRAME_HEADER_LEN);
+            frame[at] ^= 1 << bit;
+            prop_assert!(decode_message(frame[4], &frame[FRAME_HEADER_LEN..]).is_err());
         }
 
         #[test]

@@ -3,7 +3,6 @@
 //! The thread connects when there is something to say, sends heartbeats and releases, reconnects after a pause,
 //! and ends when it has had nothing to do for a while. Holders and droppers only touch a short list.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +15,7 @@ use super::Shared;
 use super::job::Job;
 use super::session::Session;
 use crate::geometry::Shard;
+use crate::holdings::{Holdings, News};
 use crate::net::hang_up;
 use crate::server::spawn;
 use crate::wire::Message;
@@ -23,14 +23,6 @@ use crate::{RejectCode, TransferError};
 
 /// Between two attempts to reach a producer.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// Longest time between heartbeats.
-const MAX_INTERVAL: Duration = Duration::from_secs(3);
-/// Shortest time between heartbeats.
-const MIN_INTERVAL: Duration = Duration::from_millis(10);
-/// Leases in one heartbeat.
-const MAX_HEARTBEAT: usize = 1 << 14;
-/// Intervals without an answer after which a connection counts as dead.
-const MAX_SILENCE: u32 = 3;
 
 /// What there is of a lease, and what of it is wanted.
 #[derive(Debug)]
@@ -97,36 +89,8 @@ pub(super) struct Peer {
 
 #[derive(Debug, Default)]
 struct State {
-    held: BTreeMap<u64, Holding>,
-    /// Held since the last heartbeat: they may be old, and cannot wait for the next.
-    fresh: Vec<u64>,
-    /// Bounded by the leases held: each holder leaves at most one.
-    to_release: Vec<u64>,
-    interval: Option<Duration>,
+    holdings: Holdings<Job>,
     link: Link,
-    is_over: bool,
-}
-
-/// A lease that somebody holds.
-#[derive(Debug, Default)]
-struct Holding {
-    holders: usize,
-    /// For a lease that grows: the right to be told how.
-    token: Option<LeaseToken>,
-    /// Tokens whose KV can be fetched, as far as is known.
-    n_ready: u32,
-    /// Transfers whose blocks are yet to be computed.
-    waiting: Vec<Job>,
-}
-
-/// What a link's thread has to say.
-struct News {
-    to_beat: Vec<u64>,
-    to_watch: Vec<(u64, LeaseToken)>,
-    /// Transfers that nobody waits for any more.
-    cancelled: Vec<Job>,
-    released: Vec<u64>,
-    is_idle: bool,
     is_over: bool,
 }
 
@@ -150,9 +114,7 @@ pub(super) fn hold(
         if held >= shared.cfg.max_held as u64 {
             return Err(TransferError::Busy { what: "leases" });
         }
-        let ttl = Duration::from_millis(kvx.ttl_ms.into());
-        let interval = (ttl / 5).clamp(MIN_INTERVAL, MAX_INTERVAL);
-        Peer::hold(shared, params, kvx, interval)
+        Peer::hold(shared, params, kvx)
     };
     let peer = counted().inspect_err(|_| {
         shared.n_held.fetch_sub(1, Ordering::Relaxed);
@@ -176,7 +138,6 @@ impl Peer {
         shared: &Arc<Shared>,
         params: &KvTransferParams,
         kvx: &Kvx,
-        interval: Duration,
     ) -> Result<Arc<Self>, TransferError> {
         let mut peers = shared.peers.lock();
         if shared.is_stopping() {
@@ -184,7 +145,7 @@ impl Peer {
         }
         let key = (params.remote_host.clone(), params.remote_port);
         if let Some(peer) = peers.get(&key) {
-            peer.add((params.uuid, kvx), interval);
+            peer.add(params.uuid, kvx);
             return Ok(Arc::clone(peer));
         }
         if peers.len() >= shared.cfg.max_peers {
@@ -196,7 +157,7 @@ impl Peer {
             state: Mutex::default(),
             changed: Condvar::new(),
         });
-        peer.add((params.uuid, kvx), interval);
+        peer.add(params.uuid, kvx);
         let (for_thread, with) = (Arc::clone(&peer), Arc::clone(shared));
         let thread = spawn("kvx-link", move || for_thread.run(&with))
             .map_err(|_| TransferError::Busy { what: "threads" })?;
@@ -207,39 +168,18 @@ impl Peer {
         Ok(peer)
     }
 
-    fn add(&self, (lease, kvx): (u64, &Kvx), interval: Duration) {
-        let mut state = self.state.lock();
-        let shortest = if state.held.is_empty() {
-            None
-        } else {
-            state.interval
-        };
-        state.interval = Some(shortest.map_or(interval, |known| known.min(interval)));
-        let holding = state.held.entry(lease).or_default();
-        holding.holders += 1;
-        if kvx.early {
-            holding.token = Some(kvx.tok);
-        }
-        state.fresh.push(lease);
+    fn add(&self, lease: u64, kvx: &Kvx) {
+        let ttl = Duration::from_millis(kvx.ttl_ms.into());
+        let token = kvx.early.then_some(kvx.tok);
+        self.state.lock().holdings.hold(lease, token, ttl);
         self.changed.notify_all();
     }
 
     /// One holder less; the last one has the lease released, unless it is gone already.
     fn let_go(&self, lease: u64, is_consumed: bool) {
         let mut state = self.state.lock();
-        let Some(holding) = state.held.get_mut(&lease) else {
-            return;
-        };
-        holding.holders -= 1;
-        if holding.holders > 0 {
-            return;
-        }
-        // Nothing waits any more: a transfer that does is a holder itself.
-        state.held.remove(&lease);
-        state.fresh.retain(|fresh| *fresh != lease);
-        if !is_consumed && !state.is_over {
-            state.to_release.push(lease);
-        }
+        let is_to_be_said = !is_consumed && !state.is_over;
+        state.holdings.let_go(lease, is_to_be_said);
         self.changed.notify_all();
     }
 
@@ -247,16 +187,16 @@ impl Peer {
     /// over.
     pub(super) fn wait(&self, mut job: Job) -> Option<Job> {
         let mut state = self.state.lock();
-        let is_over = state.is_over;
-        let holding = state.held.get_mut(&job.lease.id).filter(|_| !is_over);
-        let Some(holding) = holding else {
+        let lease = job.lease.id;
+        let n_ready = state.holdings.n_ready(lease).filter(|_| !state.is_over);
+        let Some(n_ready) = n_ready else {
             drop(state);
             job.finish(Err(gone()));
             return None;
         };
-        job.n_ready = job.lease.blocks_of(holding.n_ready);
+        job.n_ready = job.lease.blocks_of(n_ready);
         if job.available().is_empty() {
-            holding.waiting.push(job);
+            state.holdings.keep(lease, job);
             return None;
         }
         Some(job)
@@ -264,36 +204,21 @@ impl Peer {
 
     /// The KV of more tokens of a lease can be fetched.
     fn grown(&self, shared: &Shared, lease: u64, n_ready: u32) {
-        let waiting = {
-            let mut state = self.state.lock();
-            let Some(holding) = state.held.get_mut(&lease) else {
-                return;
-            };
-            holding.n_ready = holding.n_ready.max(n_ready);
-            std::mem::take(&mut holding.waiting)
-        };
+        let waiting = self.state.lock().holdings.grown(lease, n_ready);
         for mut job in waiting {
             job.asked = Instant::now();
             shared.start(job);
         }
     }
 
-    /// The blocks that transfers wait for will not come.
-    fn end_waiting(&self, leases: impl Fn(u64) -> bool, why: &TransferError) {
-        let mut state = self.state.lock();
-        let holdings = state.held.iter_mut().filter(|(lease, _)| leases(**lease));
-        let over: Vec<Job> = holdings
-            .flat_map(|(_, holding)| std::mem::take(&mut holding.waiting))
-            .collect();
-        drop(state);
-        over.into_iter()
-            .for_each(|job| job.finish(Err(why.clone())));
-    }
-
     /// Says what is left to say, and ends the thread.
     pub(super) fn stop(&self) {
-        self.state.lock().is_over = true;
-        self.end_waiting(|_| true, &TransferError::Closed);
+        let waiting = {
+            let mut state = self.state.lock();
+            state.is_over = true;
+            state.holdings.end_waiting()
+        };
+        finish(waiting, &TransferError::Closed);
         self.changed.notify_all();
     }
 
@@ -348,8 +273,7 @@ impl Peer {
             let mut state = self.state.lock();
             // An old failure says nothing about the next attempt.
             state.link = Link::Connecting;
-            let is_needed = !state.held.is_empty() || !state.to_release.is_empty();
-            if is_needed && !state.is_over {
+            if state.holdings.is_needed() && !state.is_over {
                 return true;
             }
             let is_late = Instant::now() >= deadline;
@@ -368,7 +292,7 @@ impl Peer {
     fn retire(&self, shared: &Shared) -> bool {
         let mut peers = shared.peers.lock();
         let mut state = self.state.lock();
-        if !state.is_over && !state.held.is_empty() {
+        if !state.is_over && !state.holdings.is_empty() {
             return false;
         }
         state.is_over = true;
@@ -382,10 +306,10 @@ impl Peer {
         let until = Instant::now() + RETRY_PAUSE;
         let mut state = self.state.lock();
         state.link = Link::Failed(error.clone());
-        state.to_release.clear();
+        let waiting = state.holdings.unreachable();
         self.changed.notify_all();
         drop(state);
-        self.end_waiting(|_| true, error);
+        finish(waiting, error);
         let mut state = self.state.lock();
         while !state.is_over && !self.changed.wait_until(&mut state, until).timed_out() {}
     }
@@ -400,8 +324,7 @@ impl Peer {
         {
             let mut state = self.state.lock();
             state.link = Link::Up(Arc::clone(session));
-            // The producer has forgotten, if it ever knew, who watches.
-            state.fresh = state.held.keys().copied().collect();
+            state.holdings.reconnected();
             self.changed.notify_all();
         }
         let why = self
@@ -418,79 +341,46 @@ impl Peer {
         let mut last_use = Instant::now();
         let mut next_beat = Instant::now();
         loop {
-            let news = self.news(next_beat, session);
+            let (news, is_over) = self.news(next_beat, session);
             if let Some(why) = session.ended() {
                 return Err(why);
             }
-            for lease in news.released {
-                session.say(0, &Message::Release { lease })?;
-            }
-            for (lease, token) in news.to_watch {
-                session.say(0, &Message::Watch { lease, token })?;
-            }
-            for job in news.cancelled {
-                job.finish(Err(TransferError::Cancelled));
-            }
+            let mut messages = news.messages.iter();
+            messages.try_for_each(|message| session.say(0, message))?;
+            finish(news.cancelled, &TransferError::Cancelled);
             let now = Instant::now();
             if !news.is_idle {
                 last_use = now;
             }
-            if news.is_over || now.saturating_duration_since(last_use) >= shared.cfg.linger {
+            if is_over || now.saturating_duration_since(last_use) >= shared.cfg.linger {
                 return Ok(());
             }
-            beat(session, &news.to_beat)?;
             if now >= next_beat {
-                next_beat = now + self.interval();
-                if news.is_idle {
-                    session.say(0, &Message::Ping { id: 0 })?;
-                }
+                next_beat = now + self.state.lock().holdings.interval();
             }
         }
     }
 
     /// Waits until a heartbeat is due, a lease is new or to be released, or the end has come.
-    fn news(&self, next_beat: Instant, session: &Session) -> News {
+    fn news(&self, next_beat: Instant, session: &Session) -> (News<Job>, bool) {
         let mut state = self.state.lock();
         while !state.is_over
-            && state.to_release.is_empty()
-            && state.fresh.is_empty()
+            && !state.holdings.is_pressing()
             && Instant::now() < next_beat
             && session.ended().is_none()
         {
             self.changed.wait_until(&mut state, next_beat);
         }
-        let fresh = std::mem::take(&mut state.fresh);
-        let token = |lease: &u64| Some((*lease, state.held.get(lease)?.token?));
-        let to_watch = fresh.iter().filter_map(token).collect();
-        let is_cancelled = |job: &mut Job| job.cancel.is_cancelled();
-        let waiting = state.held.values_mut().map(|holding| &mut holding.waiting);
-        let cancelled = waiting
-            .flat_map(|jobs| jobs.extract_if(.., is_cancelled))
-            .collect();
         let is_due = Instant::now() >= next_beat;
-        News {
-            to_beat: if is_due {
-                state.held.keys().copied().collect()
-            } else {
-                fresh
-            },
-            to_watch,
-            cancelled,
-            released: std::mem::take(&mut state.to_release),
-            is_idle: state.held.is_empty(),
-            is_over: state.is_over,
-        }
-    }
-
-    fn interval(&self) -> Duration {
-        self.state.lock().interval.unwrap_or(MAX_INTERVAL)
+        let is_cancelled = |job: &Job| job.cancel.is_cancelled();
+        (state.holdings.news(is_due, is_cancelled), state.is_over)
     }
 
     /// Reads what the producer says until the connection ends.
     fn listen(&self, shared: &Shared, session: &Session) {
         let why = loop {
-            let silence = (self.interval() * MAX_SILENCE).max(MAX_INTERVAL * 2);
-            match session.listen(Instant::now() + silence) {
+            let patience = self.state.lock().holdings.patience();
+            match session.listen(Instant::now() + patience) {
                 Ok(Some(Message::Ping { id })) => {
                     if let Err(error) = session.say(0, &Message::Pong { id }) {
                         break error;
@@ -512,26 +402,18 @@ impl Peer {
         self.changed.notify_all();
     }
 
-    /// No further heartbeats, and no release, for a lease that the producer does not have.
     fn forget(&self, lease: u64) {
-        self.end_waiting(|gone| gone == lease, &gone());
-        self.state.lock().held.remove(&lease);
+        let waiting = self.state.lock().holdings.forget(lease);
+        finish(waiting, &gone());
     }
+}
+
+fn finish(jobs: Vec<Job>, why: &TransferError) {
+    jobs.into_iter()
+        .for_each(|job| job.finish(Err(why.clone())));
 }
 
 /// What a transfer ends with whose lease ended before.
 fn gone() -> TransferError {
     TransferError::Rejected(RejectCode::Expired)
-}
-
-/// Tells the producer which leases are still wanted.
-fn beat(session: &Session, leases: &[u64]) -> Result<(), TransferError> {
-    leases.chunks(MAX_HEARTBEAT).try_for_each(|leases| {
-        session.say(
-            0,
-            &Message::Heartbeat {
-                leases: leases.to_vec(),
-            },
-        )
-    })
 }

@@ -226,6 +226,23 @@ fn a_cancelled_transfer_is_acknowledged_after_its_last_byte_and_can_be_opened_ag
 }
 
 #[test]
+fn a_loan_ends_with_its_lease_whatever_its_consumer_says() {
+    let mut bed = Bed::new();
+    assert!(bed.control.show_memory());
+    let (open, now) = (Message::Open(bed.open()), bed.now);
+    let lent = bed
+        .control
+        .on_message((MEMORY, open), &mut bed.leases, now)
+        .unwrap();
+    assert!(matches!(lent, Some(Message::Lent(_))));
+    assert!(bed.control.tell(&bed.leases).is_empty());
+    assert_eq!(bed.control.leases_open().count(), 1);
+    bed.leases.expire(bed.now + 15 * SECOND);
+    assert!(bed.control.tell(&bed.leases).is_empty());
+    assert_eq!(bed.control.leases_open().count(), 0);
+}
+
+#[test]
 fn a_transfer_whose_lease_ends_is_stopped_with_the_reason() {
     let mut bed = Bed::new();
     bed.say(Message::Open(bed.open()));

@@ -8,6 +8,7 @@ use baton_shm::Place;
 
 use super::{Cursor, WireError};
 use crate::RejectCode;
+use crate::checksum::checksum;
 
 /// How a side introduces itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -411,7 +412,14 @@ impl Selection {
 }
 
 impl Lent {
+    /// Sealed, because no checksum covers what is read where it says.
     fn encode_body(&self, out: &mut Vec<u8>) {
+        let mut fields = Vec::new();
+        self.encode_fields(&mut fields);
+        put(&fields, &checksum(&fields).to_le_bytes(), out);
+    }
+
+    fn encode_fields(&self, out: &mut Vec<u8>) {
         out.extend(self.xfer.to_le_bytes());
         put_count(self.rooms.len(), out);
         for LentRoom { place, blocks } in &self.rooms {
@@ -424,7 +432,10 @@ impl Lent {
     fn decode(c: &mut Cursor<'_>) -> Result<Self, WireError> {
         let xfer = c.u32()?;
         let rooms = c.list::<28>()?.iter().map(room).collect::<Result<_, _>>()?;
-        Ok(Self { xfer, rooms })
+        let (lent, mut fields) = (Self { xfer, rooms }, Vec::new());
+        lent.encode_fields(&mut fields);
+        let is_sealed = c.u32()? == checksum(&fields);
+        is_sealed.then_some(lent).ok_or(WireError::LoanChecksum)
     }
 }
 
