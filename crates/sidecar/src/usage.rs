@@ -415,6 +415,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_changed_is_passed_on_in_the_bytes_it_came_in() {
+        let uncopied = |patch: &mut Patch, piece: &'static str| {
+            let out = patch.push(piece.into()).into_bytes();
+            assert_eq!(
+                (out.as_ptr(), out.len()),
+                (piece.as_ptr(), piece.len()),
+                "{piece}"
+            );
+        };
+        let mut events = Patch::Stream(StreamPatch::new("12".into()));
+        for piece in ["data: {\"a\":1}\n\n", "data: {{{\n\n", ": x\r\n", "\n"] {
+            uncopied(&mut events, piece);
+        }
+        let mut answer = Patch::Whole(WholePatch::new("12".into()));
+        for piece in ["{\"choices\":[", "{\"text\":\"", "\\\"usage\\\":{", "\"}]"] {
+            uncopied(&mut answer, piece);
+        }
+    }
+
+    #[test]
     fn an_overlong_line_is_passed_on_unread_and_the_next_is_read() {
         let long = format!(
             "data: {{\"x\":\"{}\",\"usage\":{{}}}}\n",
