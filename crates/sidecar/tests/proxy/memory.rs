@@ -142,7 +142,7 @@ async fn a_request_of_twenty_megabytes_takes_no_memory_where_it_is_not_read_and_
     let unread = sidecar.growth(asked("/tokenize", body.clone())).await;
     assert!(unread < 6 * MEGABYTE, "unread: {unread} bytes");
     let edited = sidecar.growth(asked(PATH, body)).await;
-    assert!(edited < 50 * MEGABYTE, "edited: {edited} bytes");
+    assert!(edited < 32 * MEGABYTE, "edited: {edited} bytes");
 }
 
 #[tokio::test]
