@@ -321,6 +321,7 @@ mod tests {
             text(edit.finish())
         };
         assert_eq!(set(r"{}"), r#"{"stream":true}"#);
+        assert_eq!(set(r"{ }"), r#"{ "stream":true}"#);
         assert_eq!(set(r#"{"n":1}"#), r#"{"stream":true}"#);
         assert_eq!(set(r#"{"x":0,"n":1}"#), r#"{"x":0,"stream":true}"#);
     }
