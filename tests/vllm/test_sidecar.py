@@ -20,6 +20,8 @@ sys.path[:0] = [str(ROOT / "tests/system"), str(ROOT / "tests/bench")]
 from stack import BATON, Process, eventually, free_port, get, metric, post, stream_lines  # noqa: E402
 
 NEW = 24
+# Its metrics say what runs after each step: a prompt of one step is never seen running.
+STEP = 256
 START_DEADLINE_S = 900
 # Its threads spin in turns on few cores, and stand still for a minute at times.
 PATIENCE_S = 300
@@ -42,7 +44,7 @@ class Vllm:
         self.child = subprocess.Popen(
             [pathlib.Path(sys.executable).with_name("vllm"), "serve", place.model("bf16"), "--host", "127.0.0.1",
              "--port", str(port), "--dtype", "bfloat16", "--served-model-name", "smollm2", "--max-model-len", "2048",
-             "--enforce-eager", "--kv-transfer-config", json.dumps(transfer)],
+             "--enforce-eager", "--max-num-batched-tokens", str(STEP), "--kv-transfer-config", json.dumps(transfer)],
             stdout=self.log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
 
     def await_ready(self):
