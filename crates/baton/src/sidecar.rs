@@ -13,10 +13,20 @@ pub(crate) fn command(args: Sidecar) -> Result<(), Failure> {
     }
     let watch = ParentWatch::from(args.exit_with_parent);
     let config = config(args).map_err(Failure::Usage)?;
-    let runtime = tokio::runtime::Runtime::new().map_err(|e| Failure::Unavailable(e.into()))?;
+    let runtime = runtime(config.ranks).map_err(|e| Failure::Unavailable(e.into()))?;
     let done = runtime.block_on(serve(config, watch));
     runtime.shutdown_background();
     done
+}
+
+/// A thread for each rank of the decode server, as far as there are cores. Passing a request on costs little but the
+/// waking of threads, and threads that share the work wake one another for nothing.
+fn runtime(ranks: u16) -> std::io::Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(usize::from(ranks).clamp(1, cores))
+        .enable_all()
+        .build()
 }
 
 /// The command line over the file over the environment.

@@ -4,12 +4,12 @@
 //! decode is called off and the request goes on as if it had not been sent; later, decode's answer tells of it.
 
 use crate::answer_body::{Answer, Companion};
+use crate::attempts::{Attempts, Deadline};
 use crate::connector::{self, Connector, mooncake, offloading, sglang};
-use crate::fallback::{Failure, Next};
+use crate::fallback::Failure;
 use crate::front::{Journey, Sidecar, passed, random, random_bytes};
 use crate::legs::{self, Failed, Head, Reading};
 use crate::refusal::Refusal;
-use crate::serial::Deadline;
 use crate::target::Target;
 use baton_http::Pieces;
 use http::{HeaderName, HeaderValue, Response};
@@ -41,16 +41,9 @@ impl Sidecar {
         targets: &[Target],
         source: Option<Target>,
     ) -> Result<Response<Answer>, Refusal> {
-        let alone = self.config.connector.decodes_alone();
-        let others = targets.len().saturating_sub(1);
-        let len = journey.body.text().len();
-        let mut tries = self.config.policy.tries(len, others, alone);
-        let deadline = self.deadline();
-        let mut at = targets.iter();
-        let mut target = at.next();
+        let mut attempts = self.attempts(journey, targets);
         loop {
-            let raced = self.race(journey, target, source.as_ref(), deadline).await;
-            let failed = match raced {
+            let failed = match self.race(journey, &attempts, source.as_ref()).await {
                 Ok(Race::Decode(response, prefill)) => {
                     let response = passed(response?);
                     return Ok(match response.status().is_success() {
@@ -60,14 +53,11 @@ impl Sidecar {
                 }
                 Ok(Race::PrefillFailed(failed)) | Err(failed) => failed,
             };
-            if let Some(target) = target {
+            if let Some(target) = attempts.target() {
                 self.engines.forget(target);
             }
-            match self.next(&mut tries, failed.failure).await {
-                Next::Another => target = at.next(),
-                Next::Again(_) => {}
-                Next::DecodeAlone => return self.decode_alone(journey).await,
-                end => return self.tell(end, failed.said),
+            if let Some(answer) = self.after(failed, &mut attempts, journey).await {
+                return answer;
             }
         }
     }
@@ -75,18 +65,17 @@ impl Sidecar {
     async fn race(
         self: &Arc<Self>,
         journey: &Journey,
-        target: Option<&Target>,
+        attempts: &Attempts<'_>,
         source: Option<&Target>,
-        deadline: Deadline,
     ) -> Result<Race, Failed> {
-        let target = target.ok_or(Failure::Malformed)?;
+        let target = attempts.target().ok_or(Failure::Malformed)?;
         let bodies = self.bodies(journey, target, source).await?;
         let mut head = journey.head.read_here();
         if let Some(rank) = bodies.rank {
             head.headers.insert(DP_RANK, HeaderValue::from(rank));
         }
         let (companion, mut done) =
-            self.prefill_beside(target.clone(), head, bodies.prefill, deadline);
+            self.prefill_beside(target.clone(), head, bodies.prefill, attempts.deadline());
         let decode = self.decode(journey, bodies.decode);
         tokio::pin!(decode);
         tokio::select! {

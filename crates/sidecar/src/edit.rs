@@ -181,15 +181,6 @@ impl<'a> Edit<'a> {
         self.change(field, Change::Set(value.into()))
     }
 
-    /// As [`Self::set`], if the field is there.
-    #[must_use]
-    pub(crate) fn set_present(self, field: Field, value: &'static str) -> Self {
-        match self.object.has(field) {
-            true => self.set(field, value),
-            false => self,
-        }
-    }
-
     /// Takes `field` out, however often it is there.
     #[must_use]
     pub(crate) fn remove(self, field: Field) -> Self {
@@ -330,6 +321,7 @@ mod tests {
             text(edit.finish())
         };
         assert_eq!(set(r"{}"), r#"{"stream":true}"#);
+        assert_eq!(set(r"{ }"), r#"{ "stream":true}"#);
         assert_eq!(set(r#"{"n":1}"#), r#"{"stream":true}"#);
         assert_eq!(set(r#"{"x":0,"n":1}"#), r#"{"x":0,"stream":true}"#);
     }

@@ -77,10 +77,8 @@ pub(crate) enum Next {
     Another,
     /// Have decode compute the prompt.
     DecodeAlone,
-    /// Give prefill's answer to the client.
-    Relay,
-    /// Tell the client that prefill failed.
-    BadGateway,
+    /// Tell the client: what prefill answered, or else that it failed.
+    Tell,
     /// Tell the client to come again: the prompt is too long to be computed on a decode server.
     TooLong,
 }
@@ -148,12 +146,8 @@ impl Tries {
             self.retries -= 1;
             return Next::Again(self.policy.pause);
         }
-        let told = match failure {
-            Failure::Status(_) => Next::Relay,
-            _ => Next::BadGateway,
-        };
         if self.policy.fallback == Fallback::Error || failure.is_clients() {
-            return told;
+            return Next::Tell;
         }
         if self.others > 0 {
             self.others -= 1;
@@ -162,7 +156,7 @@ impl Tries {
         }
         match self.can_alone {
             Alone::Yes => Next::DecodeAlone,
-            Alone::Never => told,
+            Alone::Never => Next::Tell,
             Alone::TooLong => Next::TooLong,
         }
     }
@@ -188,8 +182,7 @@ mod tests {
             Next::Again(_) => "again",
             Next::Another => "another",
             Next::DecodeAlone => "decode",
-            Next::Relay => "relay",
-            Next::BadGateway => "502",
+            Next::Tell => "tell",
             Next::TooLong => "503",
         }
     }
@@ -237,10 +230,10 @@ mod tests {
     #[test]
     fn a_request_at_fault_is_not_tried_elsewhere() {
         check(
-            "decode 2 1: 400 => relay
-             decode 2 1: 404 => relay
-             decode 2 1: 422 => relay
-             error 2 0: 400 => relay",
+            "decode 2 1: 400 => tell
+             decode 2 1: 404 => tell
+             decode 2 1: 422 => tell
+             error 2 0: 400 => tell",
         );
     }
 
@@ -248,22 +241,22 @@ mod tests {
     fn the_same_server_is_asked_again_only_after_what_may_pass() {
         check(
             "decode 2 1: 503 unreachable lost 502 504 500 => again again another again again decode
-             error 1 0: 503 503 => again relay
-             error 1 0: 429 => relay
-             error 1 0: 500 => relay
-             error 2 0: lost broke-off => again 502
-             error 2 0: malformed => 502",
+             error 1 0: 503 503 => again tell
+             error 1 0: 429 => tell
+             error 1 0: 500 => tell
+             error 2 0: lost broke-off => again tell
+             error 2 0: malformed => tell",
         );
     }
 
     #[test]
     fn decode_computes_only_what_it_can_and_may() {
         check(
-            "decode 0 1 never: unreachable 503 => another relay
-             decode 0 0 never: unreachable => 502
+            "decode 0 1 never: unreachable 503 => another tell
+             decode 0 0 never: unreachable => tell
              decode 0 0 long: unreachable => 503
-             error 0 0: unreachable => 502
-             error 0 0: 301 => relay",
+             error 0 0: unreachable => tell
+             error 0 0: 301 => tell",
         );
     }
 }

@@ -23,12 +23,15 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
+use std::time::Duration;
 use tracing::Instrument as _;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Bodies of this many requests of the longest kind are held at a time.
 const HELD_BODIES: usize = 8;
+/// Longest wait for a decode server that is asked how it is.
+const PROBE: Duration = Duration::from_secs(2);
 
 /// Everything that answers requests.
 #[derive(Debug)]
@@ -43,6 +46,8 @@ pub(crate) struct Sidecar {
     /// The decode server's ranks.
     ranks: Vec<Authority>,
     budget: Budget,
+    /// Done once a request has named encode servers, which is worth one line and not one a request.
+    encoders_named: Once,
 }
 
 /// Why a sidecar cannot start.
@@ -82,6 +87,7 @@ impl Sidecar {
             decode: Stage::new(config.decode_tls, &config)?,
             ranks: ranks.map_err(|_| StartError::Address)?,
             budget: Budget::new(config.max_body.saturating_mul(HELD_BODIES)),
+            encoders_named: Once::new(),
             prefill,
             metrics,
             config,
@@ -95,8 +101,12 @@ impl Sidecar {
         req: Request<Incoming>,
     ) -> Response<Answer> {
         let path = req.uri().path();
-        if path == "/health" && (req.method() == Method::GET || req.method() == Method::HEAD) {
-            return Response::new(Answer::whole(Pieces::default()));
+        if req.method() == Method::GET || req.method() == Method::HEAD {
+            match path {
+                "/health" => return well(),
+                "/ready" => return self.ready(rank).await,
+                _ => {}
+            }
         }
         let route = Route::of(req.method(), path);
         let timer = self.metrics.begin(route);
@@ -137,7 +147,9 @@ impl Sidecar {
         };
         let plan = self.plan(&steering).await?;
         if steering.encoders {
-            tracing::debug!("encode servers are named, and there is no encode stage");
+            self.encoders_named.call_once(|| {
+                tracing::warn!("encode servers are named, and there is no encode stage here");
+            });
         }
         let (body, charge) = self.budget.read(body, self.config.max_body).await?;
         let mut body = Object::parse(body)?;
@@ -251,6 +263,20 @@ impl Sidecar {
         Ok(response)
     }
 
+    /// Whether the decode server of `rank` is well, by its own word.
+    async fn ready(&self, rank: u16) -> Response<Answer> {
+        let head = Head {
+            method: Method::GET,
+            path: PathAndQuery::from_static("/health"),
+            headers: HeaderMap::new(),
+        };
+        let asked = self.ask_decode(rank, &head, Payload::Edited(Pieces::default()));
+        match tokio::time::timeout(PROBE, asked).await {
+            Ok(Ok(response)) if response.status().is_success() => well(),
+            _ => Refusal::DecodeDown.into_response(),
+        }
+    }
+
     /// Whether `target` is this pod's own rank, which need not pull from itself.
     fn is_here(&self, target: &Target, rank: u16) -> bool {
         let here = self.config.pod_ip.as_deref() == Some(target.host());
@@ -268,6 +294,10 @@ impl Sidecar {
         let ports = (self.config.p2p_port, self.config.port);
         nixl::KvSource::at(target, id, ports, self.config.ranks)
     }
+}
+
+fn well() -> Response<Answer> {
+    Response::new(Answer::whole(Pieces::default()))
 }
 
 /// An answer as it comes.

@@ -204,7 +204,7 @@ fn identity(certificate: &Certificate) -> Result<Identity, ListenError> {
 }
 
 /// How often the certificate is looked at.
-const CERTIFICATE_PERIOD: Duration = Duration::from_secs(5);
+const CERTIFICATE_PERIOD: Duration = Duration::from_secs(1);
 
 fn read_pair(folder: &std::path::Path) -> std::io::Result<(Vec<u8>, Vec<u8>)> {
     Ok((

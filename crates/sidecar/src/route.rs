@@ -49,13 +49,11 @@ impl Route {
     }
 }
 
-/// `edit` as it goes to a server that only computes the prompt: one token, no stream, one choice.
+/// `edit` as it goes to a server that only computes the prompt: one token, no stream.
 pub(crate) fn one_token<'a>(route: Route, edit: Edit<'a>) -> Edit<'a> {
     let edit = edit
         .set(Field::Stream, "false")
-        .remove(Field::StreamOptions)
-        .set_present(Field::N, "1")
-        .remove(Field::BestOf);
+        .remove(Field::StreamOptions);
     match route {
         Route::Chat | Route::Completions | Route::Messages => edit
             .set(Field::MaxTokens, "1")
@@ -69,7 +67,6 @@ pub(crate) fn one_token<'a>(route: Route, edit: Edit<'a>) -> Edit<'a> {
                 return edit;
             };
             let params = Edit::of(&params)
-                .set_present(Field::N, "1")
                 .set(Field::MaxTokens, "1")
                 .set(Field::MinTokens, "1")
                 .finish();
@@ -83,6 +80,8 @@ pub(crate) fn one_token<'a>(route: Route, edit: Edit<'a>) -> Edit<'a> {
 pub(crate) enum Whole {
     /// Several prompts, of which one object of transfer parameters could describe but one.
     ManyPrompts,
+    /// Several answers. vLLM would fetch the KV once for each, and prefill frees it after the first.
+    ManyChoices,
     /// It asks for something about every token of the prompt, which is not handed over with the KV.
     PromptLogprobs,
 }
@@ -91,6 +90,7 @@ impl Whole {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::ManyPrompts => "many_prompts",
+            Self::ManyChoices => "many_choices",
             Self::PromptLogprobs => "prompt_logprobs",
         }
     }
@@ -101,13 +101,25 @@ pub(crate) fn whole(body: &Object) -> Option<Whole> {
     if body.given(Field::Prompt).is_some_and(|p| is_many(&p)) {
         return Some(Whole::ManyPrompts);
     }
-    let wants = |object: &Object| {
-        let echoed = object.value(Field::Echo).is_some_and(|v| v == "true");
-        object.given(Field::PromptLogprobs).is_some()
-            || echoed && object.given(Field::Logprobs).is_some()
-    };
     let nested = body.object(Field::SamplingParams);
-    (wants(body) || nested.is_some_and(|params| wants(&params))).then_some(Whole::PromptLogprobs)
+    let either = |says: fn(&Object) -> bool| says(body) || nested.as_ref().is_some_and(says);
+    if either(wants_choices) {
+        return Some(Whole::ManyChoices);
+    }
+    either(wants_prompt_logprobs).then_some(Whole::PromptLogprobs)
+}
+
+/// Whatever is not plainly one: servers read `2.0` and `"2"` as numbers too.
+fn wants_choices(object: &Object) -> bool {
+    [Field::N, Field::BestOf]
+        .into_iter()
+        .any(|field| object.given(field).is_some_and(|n| n != "1"))
+}
+
+fn wants_prompt_logprobs(object: &Object) -> bool {
+    let echoed = object.value(Field::Echo).is_some_and(|v| v == "true");
+    object.given(Field::PromptLogprobs).is_some()
+        || echoed && object.given(Field::Logprobs).is_some()
 }
 
 /// More than one text or more than one list of token ids.
@@ -138,9 +150,8 @@ mod tests {
 
     #[test]
     fn each_route_has_its_own_limits() {
-        let body = r#"{"max_tokens":64,"min_tokens":9,"stream":true,"stream_options":{"include_usage":true},"n":2,"best_of":3}"#;
-        let expect =
-            r#"{"max_tokens":1,"min_tokens":1,"stream":false,"n":1,"max_completion_tokens":1}"#;
+        let body = r#"{"max_tokens":64,"min_tokens":9,"stream":true,"stream_options":{"include_usage":true}}"#;
+        let expect = r#"{"max_tokens":1,"min_tokens":1,"stream":false,"max_completion_tokens":1}"#;
         for route in [Route::Chat, Route::Completions, Route::Messages] {
             assert_eq!(limited(route, body), expect);
         }
@@ -169,13 +180,18 @@ mod tests {
     }
 
     #[test]
-    fn several_prompts_and_prompt_logprobs_stay_on_one_server() {
+    fn several_prompts_several_choices_and_prompt_logprobs_stay_on_one_server() {
         for (body, expect) in [
             (r#"{"prompt":"[\"a\",\"b\"]"}"#, None),
             (r#"{"prompt":["a"]}"#, None),
             (r#"{"prompt":[1,2,3]}"#, None),
             (r#"{"prompt":["a", "b"]}"#, Some(Whole::ManyPrompts)),
             (r#"{"prompt":[ [1],[2]]}"#, Some(Whole::ManyPrompts)),
+            (r#"{"prompt":"x","n":1,"best_of":null}"#, None),
+            (r#"{"prompt":"x","n":2}"#, Some(Whole::ManyChoices)),
+            (r#"{"prompt":"x","n":"2"}"#, Some(Whole::ManyChoices)),
+            (r#"{"best_of":3}"#, Some(Whole::ManyChoices)),
+            (r#"{"sampling_params":{"n":2}}"#, Some(Whole::ManyChoices)),
             (r#"{"prompt":"x","echo":true}"#, None),
             (r#"{"prompt":"x","logprobs":1}"#, None),
             (r#"{"echo":true,"logprobs":1}"#, Some(Whole::PromptLogprobs)),

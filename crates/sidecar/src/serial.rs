@@ -2,8 +2,9 @@
 
 use crate::answer::Prefilled;
 use crate::answer_body::Answer;
+use crate::attempts::Attempts;
 use crate::connector::{Connector, nixl, shared_storage};
-use crate::fallback::{Failure, Next, Tries};
+use crate::fallback::Failure;
 use crate::front::{Journey, Sidecar, counted, passed};
 use crate::legs::{self, Failed, Head, Reading};
 use crate::refusal::Refusal;
@@ -13,13 +14,9 @@ use http::Response;
 use http::header::CONTENT_TYPE;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use std::time::Instant;
 
 /// Most bytes of a stream that are held back to see whether decode declines.
 const MAX_BEGINNING: usize = 1 << 20;
-
-/// Where the time for prefill ends, if it does.
-pub(crate) type Deadline = Option<tokio::time::Instant>;
 
 impl Sidecar {
     /// Asks `targets` for the prompt, one after another if need be, and then decode.
@@ -37,41 +34,29 @@ impl Sidecar {
             return Ok(answer);
         }
         let head = journey.head.read_here();
-        let deadline = self.deadline();
-        let len = journey.body.text().len();
-        let others = targets.len().saturating_sub(1);
-        let mut tries = self.config.policy.tries(len, others, true);
-        let mut at = targets.iter();
-        let mut target = at.next();
+        let mut attempts = self.attempts(journey, targets);
         loop {
-            let asked = self.ask_prefill(journey, &head, target, source.as_ref(), deadline);
-            let Failed { failure, said } = match asked.await {
-                Ok(prefilled) => return self.hand_over(journey, target, prefilled).await,
+            let asked = self.ask_prefill(journey, &head, &attempts, source.as_ref());
+            let failed = match asked.await {
+                Ok(prefilled) => {
+                    return self.hand_over(journey, attempts.target(), prefilled).await;
+                }
                 Err(failed) => failed,
             };
-            match self.next(&mut tries, failure).await {
-                Next::Another => target = at.next(),
-                Next::Again(_) => {}
-                Next::DecodeAlone => return self.decode_alone(journey).await,
-                end => return self.tell(end, said),
+            if let Some(answer) = self.after(failed, &mut attempts, journey).await {
+                return answer;
             }
         }
-    }
-
-    pub(crate) fn deadline(&self) -> Deadline {
-        let limit = self.config.prefill_timeout?;
-        tokio::time::Instant::now().checked_add(limit)
     }
 
     async fn ask_prefill(
         &self,
         journey: &Journey,
         head: &Head,
-        target: Option<&Target>,
+        attempts: &Attempts<'_>,
         source: Option<&Target>,
-        deadline: Deadline,
     ) -> Result<Option<Prefilled>, Failed> {
-        let target = target.ok_or(Failure::Malformed)?;
+        let target = attempts.target().ok_or(Failure::Malformed)?;
         let Journey { route, body, .. } = journey;
         let (body, reading) = match self.config.connector {
             Connector::SharedStorage => (shared_storage::prefill(*route, body), Reading::End),
@@ -82,56 +67,7 @@ impl Sidecar {
             }
         };
         let asked = legs::prefill(&self.prefill, target, head, body, reading);
-        self.measured(asked, deadline).await
-    }
-
-    /// `prefill` within the time there is for it, counted.
-    pub(crate) async fn measured<T>(
-        &self,
-        prefill: impl Future<Output = Result<T, Failed>>,
-        deadline: Deadline,
-    ) -> Result<T, Failed> {
-        let started = Instant::now();
-        let asked = match deadline {
-            None => prefill.await,
-            Some(deadline) => tokio::time::timeout_at(deadline, prefill)
-                .await
-                .unwrap_or(Err(Failure::TimedOut.into())),
-        };
-        match &asked {
-            Ok(_) => self.metrics.prefilled(started),
-            Err(failed) => self.metrics.prefill_failed(failed.failure),
-        }
-        asked
-    }
-
-    /// What to do after `failure`; waits as long as is to be waited, and counts.
-    pub(crate) async fn next(&self, tries: &mut Tries, failure: Failure) -> Next {
-        let next = tries.after(failure);
-        tracing::warn!(?failure, ?next, "prefill failed");
-        match next {
-            Next::Again(pause) => {
-                self.metrics.retry("same");
-                tokio::time::sleep(pause).await;
-            }
-            Next::Another => self.metrics.retry("another"),
-            Next::DecodeAlone => self.metrics.fallback(failure.name()),
-            Next::Relay | Next::BadGateway | Next::TooLong => {}
-        }
-        next
-    }
-
-    /// The client is told how prefill failed.
-    pub(crate) fn tell(
-        &self,
-        end: Next,
-        said: Option<Response<bytes::Bytes>>,
-    ) -> Result<Response<Answer>, Refusal> {
-        match (end, said) {
-            (Next::Relay, Some(said)) => Ok(said.map(|body| Answer::whole(body.into()))),
-            (Next::TooLong, _) => Err(Refusal::TooLongAlone),
-            _ => Err(Refusal::PrefillFailed),
-        }
+        self.measured(asked, attempts.deadline()).await
     }
 
     /// Prefill is done: decode goes on.

@@ -25,6 +25,7 @@ macro_rules! settings {
             /// This layer over `lower`.
             #[must_use]
             pub fn over(self, lower: Self) -> Self {
+                let lower = lower.without_renamed(&self);
                 Self { $($field: self.$field.over(lower.$field),)* }
             }
         }
@@ -74,10 +75,10 @@ settings! {
     #[arg(long, value_name = "N")]
     data_parallel_size: Option<u16>,
     /// Take the listed prefill servers in random order.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     enable_prefiller_sampling: Option<bool>,
     /// Refuse prefill servers that are not on the allow-list.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     enable_ssrf_protection: Option<bool>,
     /// File of allowed servers, one host:port or host:* a line; read again when it changes.
     #[arg(long, value_name = "FILE")]
@@ -95,7 +96,7 @@ settings! {
     #[arg(long, value_name = "GROUP")]
     pool_group: Option<String>,
     /// Serve TLS. Default: true.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     secure_proxy: Option<bool>,
     /// Folder with tls.crt and tls.key, read again when they change. Default: a self-signed certificate.
     #[arg(long, value_name = "FOLDER")]
@@ -107,16 +108,16 @@ settings! {
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     tls_insecure_skip_verify: Vec<String>,
     /// Former form of --enable-tls=prefiller.
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     prefiller_use_tls: Option<bool>,
     /// Former form of --enable-tls=decoder.
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     decoder_use_tls: Option<bool>,
     /// Former form of --tls-insecure-skip-verify=prefiller.
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     prefiller_tls_insecure_skip_verify: Option<bool>,
     /// Former form of --tls-insecure-skip-verify=decoder.
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     decoder_tls_insecure_skip_verify: Option<bool>,
     /// Unused connections kept to each server. Default: 1024.
     #[arg(long, value_name = "N")]
@@ -143,7 +144,7 @@ settings! {
     #[arg(long, value_name = "BYTES")]
     max_body_bytes: Option<usize>,
     /// Pass on kv_transfer_params and bootstrap fields that clients sent.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     trust_client_kv_params: Option<bool>,
     /// Port of SGLang's bootstrap servers. Default: 8998.
     #[arg(long, value_name = "PORT")]
@@ -155,13 +156,13 @@ settings! {
     #[arg(long, value_name = "PORT")]
     p2p_connector_port: Option<u16>,
     /// Have servers pull cached prompts from one another; only with nixlv2.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     enable_p2p_pull: Option<bool>,
     /// Port of /metrics; 0 for none. Default: 0.
     #[arg(long, value_name = "PORT")]
     metrics_port: Option<u16>,
     /// Accepted; trace headers are passed on either way, spans are not exported.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     tracing: Option<bool>,
     /// This pod's address, by which its ranks are named.
     #[arg(skip)]
@@ -183,7 +184,7 @@ pub struct Ignored {
     #[arg(short = 'v', hide = true, allow_negative_numbers = true)]
     pub v: Option<String>,
     /// Development logs.
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     pub zap_devel: Option<bool>,
     /// Form of logs.
     #[arg(long, hide = true)]
@@ -218,6 +219,15 @@ impl Ignored {
     }
 }
 
+/// A truth value as Go reads one.
+fn boolean(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("neither true nor false"),
+    }
+}
+
 impl Settings {
     /// The layer that the environment makes, `var` being its lookup. A number that is none is left out, as upstream.
     pub fn from_env(var: impl Fn(&str) -> Option<String>) -> Self {
@@ -225,13 +235,16 @@ impl Settings {
         let port = |name| text(name)?.parse().ok().filter(|&p: &u16| p != 0);
         Self {
             enable_prefiller_sampling: text("ENABLE_PREFILLER_SAMPLING")
-                .and_then(|v| v.to_ascii_lowercase().parse().ok()),
+                .and_then(|v| boolean(&v).ok()),
             inference_pool: text("INFERENCE_POOL"),
             inference_pool_namespace: text("INFERENCE_POOL_NAMESPACE"),
             inference_pool_name: text("INFERENCE_POOL_NAME"),
             sglang_bootstrap_port: port("SGLANG_BOOTSTRAP_PORT"),
             mooncake_bootstrap_port: port("MOONCAKE_BOOTSTRAP_PORT"),
             p2p_connector_port: port("P2P_CONNECTOR_PORT"),
+            // An address upstream, `:9090`; its name is older than what else is served there.
+            metrics_port: text("MORIIO_METRICS_ADDR")
+                .and_then(|v| v.rsplit_once(':')?.1.parse().ok()),
             pod_ip: text("POD_IP"),
             cluster: text("KUBERNETES_SERVICE_HOST").map(|host| {
                 let port = text("KUBERNETES_SERVICE_PORT").unwrap_or_else(|| "443".to_owned());
@@ -248,6 +261,20 @@ impl Settings {
             }),
             ..Self::default()
         }
+    }
+
+    /// This layer without what `upper` says under a former name: that goes over the present one here.
+    fn without_renamed(mut self, upper: &Self) -> Self {
+        if upper.vllm_port.is_some() {
+            self.model_server_port = None;
+        }
+        if upper.connector.is_some() {
+            self.kv_connector = None;
+        }
+        if upper.inference_pool_name.is_some() {
+            self.inference_pool = None;
+        }
+        self
     }
 
     /// A layer of YAML in which zero and nothing count as not said.

@@ -212,7 +212,9 @@ impl WholePatch {
     fn push(&mut self, data: &Bytes) -> Pieces {
         let mut out = Pieces::default();
         let mut copied = 0;
-        for (at, &byte) in data.iter().enumerate() {
+        let mut next = self.skip_text(data, 0);
+        while let Some(&byte) = data.get(next) {
+            let at = next;
             if self.place == Place::Value && !byte.is_ascii_whitespace() {
                 self.place = Place::Open;
                 if byte == b'{' {
@@ -230,6 +232,7 @@ impl WholePatch {
                 let patched = patched_usage(usage.clone(), &self.cached);
                 out.append(patched.unwrap_or_else(|| usage.into()));
             }
+            next = self.skip_text(data, at + 1);
         }
         let rest = data.slice(copied..);
         match &mut self.held {
@@ -240,6 +243,16 @@ impl WholePatch {
             }
         }
         out
+    }
+
+    /// From `at`, the first byte that is not just more of a string's text: most of an answer is.
+    fn skip_text(&self, data: &[u8], at: usize) -> usize {
+        if self.place != Place::Text || self.escaped {
+            return at;
+        }
+        let rest = data.get(at..).unwrap_or_default();
+        let ends = rest.iter().position(|b| matches!(b, b'"' | b'\\'));
+        at + ends.unwrap_or(rest.len())
     }
 
     /// Follows the text by one byte.
@@ -412,6 +425,26 @@ mod tests {
     #[test]
     fn events_that_say_usage_are_patched() {
         assert_eq!(stream(EVENTS, &[]), EVENTS.replace("64", "12"));
+    }
+
+    #[test]
+    fn what_is_not_changed_is_passed_on_in_the_bytes_it_came_in() {
+        let uncopied = |patch: &mut Patch, piece: &'static str| {
+            let out = patch.push(piece.into()).into_bytes();
+            assert_eq!(
+                (out.as_ptr(), out.len()),
+                (piece.as_ptr(), piece.len()),
+                "{piece}"
+            );
+        };
+        let mut events = Patch::Stream(StreamPatch::new("12".into()));
+        for piece in ["data: {\"a\":1}\n\n", "data: {{{\n\n", ": x\r\n", "\n"] {
+            uncopied(&mut events, piece);
+        }
+        let mut answer = Patch::Whole(WholePatch::new("12".into()));
+        for piece in ["{\"choices\":[", "{\"text\":\"", "\\\"usage\\\":{", "\"}]"] {
+            uncopied(&mut answer, piece);
+        }
     }
 
     #[test]

@@ -205,6 +205,75 @@ fn the_command_line_goes_over_the_file_and_the_file_over_the_environment() {
 }
 
 #[test]
+fn a_former_name_goes_over_the_present_one_in_a_lower_layer() {
+    let file: Settings = serde_json::from_str(
+        r#"{"model-server-port":8300,"kv-connector":"sglang","inference-pool":"ns/old"}"#,
+    )
+    .unwrap();
+    let over = |line: &str| {
+        parse(line)
+            .settings
+            .over(file.clone())
+            .resolve()
+            .unwrap()
+            .config
+    };
+    let former = over("--vllm-port=8400 --connector=nixlv2");
+    assert_eq!(
+        (former.decode_port, former.connector),
+        (8400, Connector::Nixlv2)
+    );
+    let both = over("--vllm-port=8400 --model-server-port=8500");
+    assert_eq!(
+        (both.decode_port, both.connector),
+        (8500, Connector::Sglang)
+    );
+    let Allowed::Pool(pool, _) = over("--enable-ssrf-protection --inference-pool-name=new").allow
+    else {
+        panic!("no pool");
+    };
+    assert_eq!((&*pool.namespace, &*pool.name), ("default", "new"));
+}
+
+#[test]
+fn truth_is_spelt_as_in_go() {
+    for yes in ["", "=true", "=True", "=1", "=t"] {
+        let line = format!("--secure-proxy{yes}");
+        assert_eq!(
+            config(&line).serve_tls,
+            Some(Certificate::SelfSigned),
+            "{line}"
+        );
+    }
+    for no in ["false", "False", "FALSE", "0", "f"] {
+        assert_eq!(
+            config(&format!("--secure-proxy={no}")).serve_tls,
+            None,
+            "{no}"
+        );
+    }
+    assert!(Line::try_parse_from(["--secure-proxy=no"]).is_err());
+}
+
+#[test]
+fn the_environment_names_the_port_of_metrics_as_an_address() {
+    let metrics = |address: &str, line: &str| {
+        let env =
+            Settings::from_env(|name| (name == "MORIIO_METRICS_ADDR").then(|| address.to_owned()));
+        parse(line)
+            .settings
+            .over(env)
+            .resolve()
+            .unwrap()
+            .config
+            .metrics_port
+    };
+    assert_eq!(metrics(":9090", ""), Some(9090));
+    assert_eq!(metrics("0.0.0.0:9090", "--metrics-port=9091"), Some(9091));
+    assert_eq!(metrics("nonsense", ""), None);
+}
+
+#[test]
 fn durations_are_read_as_go_writes_them() {
     for (text, ms) in [
         ("200ms", 200),
