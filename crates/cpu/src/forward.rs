@@ -202,34 +202,50 @@ impl Forward {
         };
         let mut scratch = Vec::new();
         let sections = &self.plan.sections;
+        let n_rows = |section: &Section| match section.space {
+            Space::Tokens => step.tokens.len(),
+            Space::Last => step.last.len(),
+        };
+        let is_private =
+            |i: usize| n_rows(&sections[i]) <= FEW && sections[i].is_private(sections.get(i + 1));
         let mut private: Option<&Section> = None;
-        for (i, section) in sections.iter().enumerate() {
-            let n_rows = match section.space {
-                Space::Tokens => step.tokens.len(),
-                Space::Last => step.last.len(),
-            };
-            if n_rows == 0 {
+        let mut places = 0..sections.len();
+        while let Some(i) = places.next() {
+            let section = &sections[i];
+            let n = n_rows(section);
+            if n == 0 {
                 return;
             }
             match &section.work {
-                Work::Rows(ops) if n_rows <= FEW && section.is_private(sections.get(i + 1)) => {
-                    self.rows(ops, 0..n_rows, member.index * n_rows, &around, &mut scratch);
+                Work::Rows(ops) if is_private(i) => {
+                    self.rows(ops, 0..n, member.index * n, &around, &mut scratch);
                     private = Some(section);
                     continue;
                 }
-                Work::Rows(ops) => self.shared_rows(member, ops, n_rows, &around, &mut scratch),
+                Work::Rows(ops) => self.shared_rows(member, ops, n, &around, &mut scratch),
                 Work::Products { x, list } => {
-                    let rows = Rows::new(member, n_rows, *x, private);
-                    self.products(member, rows, list);
+                    self.products(member, Rows::new(member, n, *x, private), list);
                 }
                 Work::Gated { x, pair } => {
-                    let rows = Rows::new(member, n_rows, *x, private);
-                    self.gated(member, rows, pair);
+                    self.gated(member, Rows::new(member, n, *x, private), pair);
                 }
                 Work::Attend { layer, q, out } => self.attend(member, step, *layer, [*q, *out]),
                 Work::Sample { logits } => self.sample(member, batch, step, *logits),
             }
             private = None;
+            // Few rows are no work for a team: one member does them while the others wait anyway.
+            let few = sections.get(i + 1).and_then(|next| match &next.work {
+                Work::Rows(ops) if n_rows(next) <= FEW && !is_private(i + 1) => {
+                    places.next();
+                    Some((ops, n_rows(next)))
+                }
+                _ => None,
+            });
+            member.meet_after(|| {
+                if let Some((ops, n)) = few {
+                    self.rows(ops, 0..n, 0, &around, &mut scratch);
+                }
+            });
         }
     }
 
@@ -259,7 +275,7 @@ impl Forward {
         scratch: &mut Vec<[f32; 16]>,
     ) {
         let parts = n_rows.min(member.team_len() * PARTS);
-        member.each(parts, |i| {
+        member.share(parts, |i| {
             self.rows(ops, part(i, parts, n_rows), 0, around, scratch);
         });
     }
@@ -267,7 +283,7 @@ impl Forward {
     fn products(&self, member: &Member<'_>, rows: Rows, list: &[ProductOp]) {
         let n_tiles: usize = list.iter().map(|p| self.matrix(p.matrix).n_tiles()).sum();
         let parts = n_tiles.min(member.team_len() * PARTS);
-        member.each(parts, |i| {
+        member.share(parts, |i| {
             let wanted = part(i, parts, n_tiles);
             let mut before = 0;
             for product in list {
@@ -285,10 +301,15 @@ impl Forward {
     fn gated(&self, member: &Member<'_>, rows: Rows, pair: &[ProductOp; 2]) {
         let n_tiles = self.matrix(pair[0].matrix).n_tiles();
         let parts = n_tiles.min(member.team_len() * PARTS);
-        member.each(parts, |i| {
-            for tile in part(i, parts, n_tiles) {
+        // What few rows make of a part stays at hand, and memory is read faster in one go.
+        let together = if rows.n <= FEW { n_tiles } else { 1 };
+        member.share(parts, |i| {
+            let mut left = part(i, parts, n_tiles);
+            while !left.is_empty() {
+                let tiles = left.start..left.end.min(left.start + together);
+                left.start = tiles.end;
                 for product in pair {
-                    self.product(product, tile..tile + 1, rows);
+                    self.product(product, tiles.clone(), rows);
                 }
             }
         });
@@ -346,18 +367,19 @@ impl Forward {
         };
         let attention = &step.attention;
         let mut scratch = lock(&self.scratches[member.index]);
-        member.each(attention.n_parts(), |i| {
+        member.share(attention.n_parts(), |i| {
             attention.part(self.isa, (i, layer), &self.cache, &heads, &mut scratch);
         });
         if attention.n_merges() > 0 {
-            member.each(attention.n_merges(), |i| {
+            member.meet();
+            member.share(attention.n_merges(), |i| {
                 attention.merge(i, &self.cache.shape, &heads);
             });
         }
     }
 
     fn sample(&self, member: &Member<'_>, batch: &Batch, step: &Step, logits: Buffer) {
-        member.each(step.wanting.len(), |i| {
+        member.share(step.wanting.len(), |i| {
             let Some(sampling) = &batch.rows[step.wanting[i]].sampling else {
                 return;
             };

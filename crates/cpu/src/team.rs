@@ -4,15 +4,17 @@
 //! meet. Members that wait spin for a moment, then give their turn away, then sleep: nothing spins while idle.
 
 use crate::turns::Turns;
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-/// Looks before a waiting thread gives its turn away; two microseconds or so. Members may well share a processor with each
-/// other or with another server's, and then whoever looks on keeps the one it waits for from running.
-const SPINS: u32 = 200;
+/// Looks before a waiting thread gives its turn away; ten microseconds or so, which is about as long as members differ in
+/// a section of one token. Members may well share a processor with each other or with another server's, and then whoever
+/// looks on keeps the one it waits for from running.
+const SPINS: u32 = 1000;
 /// Turns given away before it sleeps; half a millisecond if nobody takes them.
 const YIELDS: u32 = 1000;
 
@@ -29,25 +31,38 @@ pub(crate) struct Member<'a> {
     state: &'a State,
 }
 
-/// What all members see.
+/// What all members see. What they write lies apart: who takes a part must not wait for those who look at a signal.
 struct State {
     n: usize,
     /// Rises with every piece of work, and once more at the end.
-    work: Signal,
+    work: Apart<Signal>,
     /// Rises with every meeting.
-    met: Signal,
+    met: Apart<Signal>,
     /// Rises when all have left a piece of work.
-    done: Signal,
+    done: Apart<Signal>,
     /// Members at the current meeting.
-    arrived: AtomicUsize,
+    arrived: Apart<AtomicUsize>,
     /// Members that left the current work.
-    left: AtomicUsize,
-    /// The next part of the current section.
-    next: AtomicUsize,
+    left: Apart<AtomicUsize>,
+    /// The next part of the current section that is nobody's yet: each member has the one of its own number.
+    next: Apart<AtomicUsize>,
     job: AtomicPtr<Job<'static>>,
     turns: Option<Turns>,
     ended: AtomicBool,
     failed: AtomicBool,
+}
+
+/// Alone on its two cache lines, which processors fetch in pairs.
+#[derive(Default)]
+#[repr(align(128))]
+struct Apart<T>(T);
+
+impl<T> Deref for Apart<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
 }
 
 /// A piece of work behind one pointer.
@@ -62,12 +77,12 @@ impl Team {
         let n = n.max(1);
         let state = Arc::new(State {
             n,
-            work: Signal::default(),
-            met: Signal::default(),
-            done: Signal::default(),
-            arrived: AtomicUsize::new(0),
-            left: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
+            work: Apart::default(),
+            met: Apart::default(),
+            done: Apart::default(),
+            arrived: Apart::default(),
+            left: Apart::default(),
+            next: Apart::default(),
             job: AtomicPtr::new(std::ptr::null_mut()),
             turns,
             ended: AtomicBool::new(false),
@@ -103,7 +118,7 @@ impl Team {
         let state = &*self.state;
         state.arrived.store(0, Ordering::Relaxed);
         state.left.store(0, Ordering::Relaxed);
-        state.next.store(0, Ordering::Relaxed);
+        state.next.store(state.n, Ordering::Relaxed);
         state.failed.store(false, Ordering::Relaxed);
         let done = state.done.now();
         if let Some(turns) = &state.turns {
@@ -181,35 +196,34 @@ impl Member<'_> {
         self.state.n
     }
 
-    /// Runs `part` for each of `0..n` once, on whichever member is free; returns when all parts are done. Every member
-    /// must come here, with the same `n`.
-    pub(crate) fn each(&self, n: usize, mut part: impl FnMut(usize)) {
-        loop {
-            let i = self.state.next.fetch_add(1, Ordering::Relaxed);
-            if i >= n {
-                break;
-            }
+    /// Runs `part` for each of `0..n` once, on whichever member is free; returns when none is left to begin. Every member
+    /// must come here, with the same `n`, and meet the others before it goes on.
+    pub(crate) fn share(&self, n: usize, mut part: impl FnMut(usize)) {
+        let mut i = self.index;
+        while i < n {
             if let Some(turns) = &self.state.turns {
                 turns.give_way();
             }
             part(i);
+            i = self.state.next.fetch_add(1, Ordering::Relaxed);
         }
-        self.meet();
     }
 
     /// Waits until every member has come here. What they wrote before is seen by all after.
     pub(crate) fn meet(&self) {
+        self.meet_after(|| ());
+    }
+
+    /// As [`meet`](Self::meet); who comes last does `rest` before anyone goes on.
+    pub(crate) fn meet_after(&self, rest: impl FnOnce()) {
         let state = self.state;
-        if state.n == 1 {
-            state.next.store(0, Ordering::Relaxed);
-            return;
-        }
         let seen = state.met.now();
         // Who fails raises the signal after the flag: whoever looks at the flag too early is woken by the signal.
         state.check();
         if state.arrived.fetch_add(1, Ordering::AcqRel) + 1 == state.n {
+            rest();
             state.arrived.store(0, Ordering::Relaxed);
-            state.next.store(0, Ordering::Relaxed);
+            state.next.store(state.n, Ordering::Relaxed);
             state.met.raise();
         } else {
             state.met.wait_past(seen);
@@ -284,9 +298,10 @@ mod tests {
             for round in 1..200 {
                 team.run(&|member| {
                     for _ in 0..3 {
-                        member.each(done.len(), |i| {
+                        member.share(done.len(), |i| {
                             done[i].fetch_add(1, Ordering::Relaxed);
                         });
+                        member.meet();
                         let sum: usize = done.iter().map(|d| d.load(Ordering::Relaxed)).sum();
                         member.meet();
                         assert_eq!(sum % done.len(), 0);
@@ -294,6 +309,25 @@ mod tests {
                 });
                 assert!(done.iter().all(|d| d.load(Ordering::Relaxed) == 3 * round));
             }
+        }
+    }
+
+    #[test]
+    fn who_comes_last_does_the_rest_before_anyone_goes_on() {
+        for n in [1, 2, 3] {
+            let mut team = Team::new(n, None).unwrap();
+            let (before, rest) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            team.run(&|member| {
+                for round in 1..200 {
+                    before.fetch_add(1, Ordering::Relaxed);
+                    member.meet_after(|| {
+                        assert_eq!(before.load(Ordering::Relaxed), n * round);
+                        rest.fetch_add(1, Ordering::Relaxed);
+                    });
+                    assert_eq!(rest.load(Ordering::Relaxed), round);
+                    member.meet();
+                }
+            });
         }
     }
 
@@ -311,9 +345,10 @@ mod tests {
             assert!(failed.is_err());
             let sum = AtomicUsize::new(0);
             team.run(&|member| {
-                member.each(9, |i| {
+                member.share(9, |i| {
                     sum.fetch_add(i, Ordering::Relaxed);
                 });
+                member.meet();
             });
             assert_eq!(sum.load(Ordering::Relaxed), 36);
         }
