@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::Full;
 use std::sync::Arc;
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 #[tokio::test]
@@ -59,7 +60,11 @@ async fn a_prefill_server_that_dies_after_its_answer_is_for_decode_to_notice() {
         let sidecar = sidecar(decode.address, &flags).await;
         let asked = tokio::spawn(send(post(sidecar.address, Some(prefill.address), "{}")));
         decode.nth(0).await;
+        let gone = prefill.address;
         drop(prefill);
+        while TcpStream::connect(gone).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
         go.notify_one();
         let response = asked.await.unwrap();
         assert_eq!(response.status(), status);
@@ -108,7 +113,8 @@ async fn what_a_client_says_of_kv_reaches_no_server_on_any_route() {
         .flatten()
         .filter(|a| a.method == "POST")
         .collect();
-    assert!(all.len() >= 40 + 20 && servers.iter().all(|asked| !asked.is_empty()));
+    // With both legs at once, decode's answer may end prefill's leg before it is there.
+    assert!(all.len() >= 40 + 10 && servers.iter().all(|asked| !asked.is_empty()));
     for asked in all {
         let body = String::from_utf8_lossy(&asked.body);
         assert!(!body.contains("evil"), "{}: {body}", asked.path);
