@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderValue, header};
 
 use crate::rejection::Rejection;
 
-/// Asks for the head at once. Any value.
+/// In a request for KV: asks for the head at once. In an answer that came whole: it could have been asked for. Any value.
 pub(crate) const WANTED: &str = "x-kv-early";
 /// The transfer parameters in the head, as the body's `kv_transfer_params` would say them.
 pub(crate) const PARAMS: &str = "x-kv-transfer-params";
@@ -37,6 +37,13 @@ pub(crate) fn respond(
     let mut response = ([(header::CONTENT_TYPE, "application/json")], body).into_response();
     params.map(|params| response.headers_mut().insert(PARAMS, params));
     Ok(response)
+}
+
+/// Lets whoever asked for KV know that its head could come at once.
+pub(crate) fn offer(mut response: Response) -> Response {
+    let yes = HeaderValue::from_static("1");
+    response.headers_mut().insert(WANTED, yes);
+    response
 }
 
 /// The parameters in an answer's head.

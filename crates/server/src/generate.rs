@@ -213,13 +213,14 @@ impl Job {
         }
         let max_tokens = self.max_tokens(app)?;
         let handing = self.handing(app, arrival).await?;
-        let early = handing.early().filter(|_| arrival.wants_early());
+        let early = handing.early();
         let call = self.admit(app, &max_tokens, handing, arrival.at)?;
         let choices = self.choices(app);
         let answer = Answer::new(app, self.ask, self.prompts, self.dialect, self.id);
         let answered = answer.respond(call, choices, arrival.in_flight.clone());
         match early {
-            Some(params) => early::respond(&params, answered),
+            Some(params) if arrival.wants_early() => early::respond(&params, answered),
+            Some(_) => answered.await.map(early::offer),
             None => answered.await,
         }
     }

@@ -1,8 +1,10 @@
 //! What prefill's answer says that matters.
 
+use crate::early::PARAMS;
 use crate::edit::{NotAnObject, Object};
 use crate::field::Field;
 use bytes::Bytes;
+use http::HeaderMap;
 use std::fmt;
 
 /// Prefill's answer, read.
@@ -43,6 +45,17 @@ pub(crate) fn read(answer: Bytes) -> Result<Prefilled, NotAnObject> {
     Ok(Prefilled {
         params: params.unwrap_or(Bytes::from_static(b"null")),
         cached: cached(&answer).unwrap_or(Bytes::from_static(b"0")),
+        lease,
+    })
+}
+
+/// What the head of an answer promises that is still being computed.
+pub(crate) fn promised(head: &HeaderMap) -> Option<Prefilled> {
+    let params = Bytes::copy_from_slice(head.get(PARAMS)?.as_bytes());
+    let lease = lease(&Object::parse(params.clone()).ok()?);
+    Some(Prefilled {
+        params,
+        cached: Bytes::from_static(b"0"),
         lease,
     })
 }

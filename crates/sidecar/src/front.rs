@@ -5,6 +5,7 @@ use crate::answer_body::Answer;
 use crate::config::Config;
 use crate::connector::{self, Connector, nixl};
 use crate::dispatch::{Choosing, Plan, Prefill, Steering};
+use crate::early::Early;
 use crate::edit::Object;
 use crate::engines::Engines;
 use crate::foreign;
@@ -14,11 +15,10 @@ use crate::refusal::Refusal;
 use crate::release::Releases;
 use crate::route::{self, Route};
 use crate::target::Target;
-use crate::usage::{Patch, Patched, StreamPatch, WholePatch};
+use crate::usage::{Cached, Patch, Patched, StreamPatch, WholePatch};
 use baton_http::{
     Budget, Charge, ClientError, Peer, Pieces, REQUEST_ID, TlsError, request_id, strip_hop_by_hop,
 };
-use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
@@ -42,6 +42,7 @@ pub(crate) struct Sidecar {
     pub(crate) prefill: Stage,
     pub(crate) engines: Engines,
     pub(crate) releases: Releases,
+    pub(crate) early: Early,
     decode: Stage,
     /// The decode server's ranks.
     ranks: Vec<Authority>,
@@ -84,6 +85,7 @@ impl Sidecar {
             allow: Arc::new(AllowList::new(&config.allow)?),
             engines: Engines::new(config.mooncake_port),
             releases: Releases::new(prefill.clone(), metrics.clone()),
+            early: Early::default(),
             decode: Stage::new(config.decode_tls, &config)?,
             ranks: ranks.map_err(|_| StartError::Address)?,
             budget: Budget::new(config.max_body.saturating_mul(HELD_BODIES)),
@@ -309,7 +311,7 @@ pub(crate) fn passed(response: Response<Incoming>) -> Response<Answer> {
 pub(crate) fn counted(
     response: Response<Incoming>,
     route: Route,
-    cached: Bytes,
+    cached: Cached,
 ) -> Response<Answer> {
     let (mut parts, body) = response.into_parts();
     let readable = parts.status.is_success() && !parts.headers.contains_key(CONTENT_ENCODING);

@@ -34,8 +34,8 @@ pub fn without_params(body: Bytes) -> Option<Bytes> {
 pub fn patched(answer: &[u8], cuts: &[u8]) -> [Bytes; 2] {
     let number = Bytes::from_static(b"12");
     [
-        Patch::Stream(StreamPatch::new(number.clone())),
-        Patch::Whole(WholePatch::new(number)),
+        Patch::Stream(StreamPatch::new(number.clone().into())),
+        Patch::Whole(WholePatch::new(number.into())),
     ]
     .map(|mut patch| {
         let mut out = Pieces::default();

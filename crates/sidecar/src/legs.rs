@@ -2,6 +2,7 @@
 
 use crate::answer::{self, Prefilled};
 use crate::config::{Config, StageTls};
+use crate::early::Early;
 use crate::fallback::Failure;
 use crate::target::Target;
 use baton_http::{
@@ -134,12 +135,20 @@ fn over_tls(tls: StageTls, config: &ClientConfig) -> Result<Client<Payload>, Tls
 }
 
 /// What is made of prefill's answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reading {
-    /// It says where the KV is; at most this long.
-    Params(usize),
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Reading<'a> {
+    /// It says where the KV is; at most this long. Who can say so early is noted.
+    Params(usize, &'a Early),
     /// Only its end matters.
     End,
+}
+
+/// What a prefill server said.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) prefilled: Prefilled,
+    /// The rest of its answer, if it still computes.
+    pub(crate) rest: Option<Incoming>,
 }
 
 /// A prefill that failed, and what the server said if it said something.
@@ -158,14 +167,14 @@ impl From<Failure> for Failed {
     }
 }
 
-/// Asks a prefill server and reads its answer to the end.
+/// Asks a prefill server and reads its answer to the end, or as far as it says where the KV will be.
 pub(crate) async fn prefill(
     stage: &Stage,
     to: &Target,
     head: &Head,
     body: Pieces,
-    reading: Reading,
-) -> Result<Option<Prefilled>, Failed> {
+    reading: Reading<'_>,
+) -> Result<Option<Said>, Failed> {
     let sent = stage
         .send(to.authority(), head, Payload::Edited(body))
         .await;
@@ -180,14 +189,25 @@ pub(crate) async fn prefill(
     if !status.is_success() {
         return Err(refused(response, status).await);
     }
-    let Reading::Params(limit) = reading else {
+    let Reading::Params(limit, early) = reading else {
         return drain(response.into_body()).await.map(|()| None);
     };
-    let answer = collect(response.into_body(), limit)
-        .await
-        .map_err(|e| broke_off(&e))?;
-    let read = answer::read(answer).map_err(|_| Failure::Malformed)?;
-    Ok(Some(read))
+    early.learn(to, response.headers());
+    if let Some(prefilled) = answer::promised(response.headers()) {
+        let rest = Some(response.into_body());
+        return Ok(Some(Said { prefilled, rest }));
+    }
+    let prefilled = whole(response.into_body(), limit).await?;
+    Ok(Some(Said {
+        prefilled,
+        rest: None,
+    }))
+}
+
+/// Reads the rest of an answer.
+pub(crate) async fn whole(body: Incoming, limit: usize) -> Result<Prefilled, Failure> {
+    let answer = collect(body, limit).await.map_err(|e| broke_off(&e))?;
+    answer::read(answer).map_err(|_| Failure::Malformed)
 }
 
 /// Longest error that is passed on.

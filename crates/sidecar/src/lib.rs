@@ -15,6 +15,7 @@ mod concurrent;
 mod config;
 mod connector;
 mod dispatch;
+mod early;
 mod edit;
 mod engines;
 mod fallback;

@@ -1,14 +1,14 @@
 //! Prefill first, then decode: `nixlv2` and `shared-storage`.
 
-use crate::answer::Prefilled;
-use crate::answer_body::Answer;
+use crate::answer_body::{Answer, Companion};
 use crate::attempts::Attempts;
 use crate::connector::{Connector, nixl, shared_storage};
 use crate::fallback::Failure;
 use crate::front::{Journey, Sidecar, counted, passed};
-use crate::legs::{self, Failed, Head, Reading};
+use crate::legs::{self, Failed, Head, Reading, Said};
 use crate::refusal::Refusal;
 use crate::target::Target;
+use crate::usage::Cached;
 use baton_http::{Pieces, collect};
 use http::Response;
 use http::header::CONTENT_TYPE;
@@ -55,7 +55,7 @@ impl Sidecar {
         head: &Head,
         attempts: &Attempts<'_>,
         source: Option<&Target>,
-    ) -> Result<Option<Prefilled>, Failed> {
+    ) -> Result<Option<Said>, Failed> {
         let target = attempts.target().ok_or(Failure::Malformed)?;
         let Journey { route, body, .. } = journey;
         let (body, reading) = match self.config.connector {
@@ -63,33 +63,61 @@ impl Sidecar {
             _ => {
                 let source = source.and_then(|source| self.source(source, Some(target)));
                 let body = nixl::prefill(*route, body, source.as_ref());
-                (body, Reading::Params(self.config.max_body))
+                (body, Reading::Params(self.config.max_body, &self.early))
             }
         };
-        let asked = legs::prefill(&self.prefill, target, head, body, reading);
+        let mut head = head.clone();
+        self.early.ask(target, &mut head.headers);
+        let asked = legs::prefill(&self.prefill, target, &head, body, reading);
         self.measured(asked, attempts.deadline()).await
     }
 
-    /// Prefill is done: decode goes on.
+    /// Prefill is done, or has said where its KV will be: decode goes on.
     async fn hand_over(
         &self,
         journey: &Journey,
         target: Option<&Target>,
-        prefilled: Option<Prefilled>,
+        said: Option<Said>,
     ) -> Result<Response<Answer>, Refusal> {
-        let (Some(prefilled), Some(target)) = (prefilled, target) else {
+        let (Some(Said { prefilled, rest }), Some(target)) = (said, target) else {
             return self.decode_alone(journey).await;
         };
         if prefilled.params == "null" {
             tracing::warn!(server = %target, "prefill hands nothing over");
         }
+        let (cached, companion) = match rest {
+            None => (prefilled.cached.into(), None),
+            Some(rest) => {
+                let cached = Cached::default();
+                let reading = self.read_beside(target, rest, cached.clone());
+                (cached, Some(reading))
+            }
+        };
         let held = self.releases.hold(target, prefilled.lease);
         let body = nixl::decode(&journey.body, prefilled.params);
         let response = self.decode(journey, body).await?;
         if response.status().is_success() {
             held.taken();
         }
-        Ok(counted(response, journey.route, prefilled.cached))
+        let answer = counted(response, journey.route, cached);
+        Ok(match companion {
+            None => answer,
+            Some(companion) => answer.map(|body| body.beside(companion)),
+        })
+    }
+
+    /// Reads the rest of prefill's answer while decode fetches the KV. Should prefill fail now, decode learns it from the
+    /// lease, which ends.
+    fn read_beside(&self, target: &Target, rest: Incoming, cached: Cached) -> Companion {
+        let (target, limit) = (target.clone(), self.config.max_body);
+        Companion::new(tokio::spawn(async move {
+            match legs::whole(rest, limit).await {
+                Ok(prefilled) => cached.tell(prefilled.cached),
+                Err(failure) => {
+                    tracing::warn!(server = %target, ?failure, "prefill failed beside decode");
+                }
+            }
+        }))
     }
 
     /// Asks decode, which declines with nothing if too little of the prompt is in the store.

@@ -10,6 +10,7 @@ use baton_http::Pieces;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame};
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 /// Longest value of `usage` that is looked at.
@@ -17,6 +18,28 @@ const MAX_USAGE: usize = 64 << 10;
 /// Longest line of a stream that is held back until it is whole; a longer one is passed on unread.
 const MAX_LINE: usize = 1 << 20;
 const NAME: &[u8] = b"\"usage\"";
+
+/// Prefill's count of cached tokens, a JSON number. It may come later than the head of the answer that it goes into.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Cached(Arc<OnceLock<Bytes>>);
+
+impl Cached {
+    pub(crate) fn tell(&self, number: Bytes) {
+        // Told once; a second number would come too late for the answer.
+        let _ = self.0.set(number);
+    }
+
+    /// None, as long as nothing was told.
+    fn number(&self) -> Bytes {
+        self.0.get().cloned().unwrap_or(Bytes::from_static(b"0"))
+    }
+}
+
+impl From<Bytes> for Cached {
+    fn from(number: Bytes) -> Self {
+        Self(Arc::new(OnceLock::from(number)))
+    }
+}
 
 /// What kind of answer is patched.
 #[derive(Debug)]
@@ -47,14 +70,14 @@ impl Patch {
 }
 
 /// `usage` with `cached` as its count of cached tokens; nothing if it is no object.
-fn patched_usage(usage: Bytes, cached: &Bytes) -> Option<Pieces> {
+fn patched_usage(usage: Bytes, cached: &Cached) -> Option<Pieces> {
     let usage = Object::parse(usage).ok()?;
     let details = match usage.object(Field::PromptTokensDetails) {
         Some(details) => details,
         None => Object::parse("{}".into()).ok()?,
     };
     let details = Edit::of(&details)
-        .set(Field::CachedTokens, cached.clone())
+        .set(Field::CachedTokens, cached.number())
         .finish();
     Some(
         Edit::of(&usage)
@@ -66,7 +89,7 @@ fn patched_usage(usage: Bytes, cached: &Bytes) -> Option<Pieces> {
 /// Server-sent events.
 #[derive(Debug)]
 pub(crate) struct StreamPatch {
-    cached: Bytes,
+    cached: Cached,
     /// The part of a line that has come so far.
     line: BytesMut,
     /// The rest of the line is passed on unread: it is too long.
@@ -74,8 +97,7 @@ pub(crate) struct StreamPatch {
 }
 
 impl StreamPatch {
-    /// `cached` is a JSON number.
-    pub(crate) fn new(cached: Bytes) -> Self {
+    pub(crate) fn new(cached: Cached) -> Self {
         Self {
             cached,
             line: BytesMut::new(),
@@ -143,7 +165,7 @@ impl StreamPatch {
 }
 
 /// `data: {…"usage":{…}…}`, patched.
-fn patched_line(line: &Bytes, cached: &Bytes) -> Option<Pieces> {
+fn patched_line(line: &Bytes, cached: &Cached) -> Option<Pieces> {
     let json = line.strip_prefix(b"data:")?.trim_ascii();
     let start = line.len() - line.strip_prefix(b"data:")?.trim_ascii_start().len();
     let end = start + json.len();
@@ -171,7 +193,7 @@ fn find(text: &[u8], what: &[u8]) -> Option<usize> {
 /// One JSON object, read as it comes.
 #[derive(Debug)]
 pub(crate) struct WholePatch {
-    cached: Bytes,
+    cached: Cached,
     depth: u64,
     place: Place,
     escaped: bool,
@@ -197,8 +219,7 @@ enum Place {
 }
 
 impl WholePatch {
-    /// `cached` is a JSON number.
-    pub(crate) fn new(cached: Bytes) -> Self {
+    pub(crate) fn new(cached: Cached) -> Self {
         Self {
             cached,
             depth: 0,
@@ -351,6 +372,11 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Patched<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn twelve() -> Cached {
+        Bytes::from("12").into()
+    }
+
     use proptest::prelude::*;
 
     fn run(mut patch: Patch, text: &str, cut: &[usize]) -> String {
@@ -366,11 +392,11 @@ mod tests {
     }
 
     fn whole(text: &str, cut: &[usize]) -> String {
-        run(Patch::Whole(WholePatch::new("12".into())), text, cut)
+        run(Patch::Whole(WholePatch::new(twelve())), text, cut)
     }
 
     fn stream(text: &str, cut: &[usize]) -> String {
-        run(Patch::Stream(StreamPatch::new("12".into())), text, cut)
+        run(Patch::Stream(StreamPatch::new(twelve())), text, cut)
     }
 
     const ANSWER: &str = r#"{"id":"usage","choices":[{"usage":{"a":1},"text":"\"usage\":{"}],"usage" : {"prompt_tokens":18446744073709551615,"prompt_tokens_details":{"cached_tokens":64, "x":1.50},"total_tokens":7},"z":"\\"}"#;
@@ -437,11 +463,11 @@ mod tests {
                 "{piece}"
             );
         };
-        let mut events = Patch::Stream(StreamPatch::new("12".into()));
+        let mut events = Patch::Stream(StreamPatch::new(twelve()));
         for piece in ["data: {\"a\":1}\n\n", "data: {{{\n\n", ": x\r\n", "\n"] {
             uncopied(&mut events, piece);
         }
-        let mut answer = Patch::Whole(WholePatch::new("12".into()));
+        let mut answer = Patch::Whole(WholePatch::new(twelve()));
         for piece in ["{\"choices\":[", "{\"text\":\"", "\\\"usage\\\":{", "\"}]"] {
             uncopied(&mut answer, piece);
         }

@@ -39,6 +39,8 @@ pub(crate) enum Act {
     Reset,
     /// Answers with what the test sends; see [`streaming`].
     Stream(&'static str, Arc<Mutex<Option<mpsc::Receiver<Bytes>>>>),
+    /// As the other, with a header more.
+    With(&'static str, &'static str, Box<Act>),
     /// One after the other, the last for ever. Requests to give KV back do not count.
     InTurn(Vec<Act>),
 }
@@ -144,26 +146,15 @@ impl Fake {
             }
             (act, _) => act.clone(),
         };
-        let mut tell = Tell(Some(self.given_up));
+        let tell = Tell(Some(self.given_up));
         self.asked.send_modify(|all| all.push(Arc::new(asked)));
-        match act {
-            Act::Json(text) => {
-                tell.disarm();
-                Ok(json(StatusCode::OK, text))
-            }
-            Act::Status(status, text) => {
-                tell.disarm();
-                Ok(json(status, text))
-            }
-            Act::Held(go, status, text) => {
-                go.notified().await;
-                tell.disarm();
-                Ok(json(status, text))
-            }
-            Act::Stream(kind, rest) => Ok(stream(kind, rest.lock().take().unwrap(), tell)),
-            Act::Reset => Err(io::ErrorKind::ConnectionReset.into()),
-            Act::Hang | Act::InTurn(_) => std::future::pending().await,
+        if let Act::With(name, value, act) = act {
+            let mut response = perform(*act, tell).await?;
+            let value = HeaderValue::from_static(value);
+            response.headers_mut().insert(name, value);
+            return Ok(response);
         }
+        perform(act, tell).await
     }
 
     pub(crate) async fn nth(&self, n: usize) -> Arc<Asked> {
@@ -177,6 +168,28 @@ impl Fake {
             .wait_for(|n| *n > 0)
             .await
             .unwrap();
+    }
+}
+
+/// Does what is neither one of several acts nor one with a header.
+async fn perform(act: Act, mut tell: Tell) -> io::Result<Response<Body>> {
+    match act {
+        Act::Json(text) => {
+            tell.disarm();
+            Ok(json(StatusCode::OK, text))
+        }
+        Act::Status(status, text) => {
+            tell.disarm();
+            Ok(json(status, text))
+        }
+        Act::Held(go, status, text) => {
+            go.notified().await;
+            tell.disarm();
+            Ok(json(status, text))
+        }
+        Act::Stream(kind, rest) => Ok(stream(kind, rest.lock().take().unwrap(), tell)),
+        Act::Reset => Err(io::ErrorKind::ConnectionReset.into()),
+        Act::Hang | Act::InTurn(_) | Act::With(..) => std::future::pending().await,
     }
 }
 

@@ -51,3 +51,60 @@ async fn every_piece_of_a_stream_is_with_the_client_before_the_next_is_made_and_
         assert_eq!(next().await, piece);
     }
 }
+
+#[tokio::test]
+async fn decode_fetches_while_a_prefill_server_that_can_tell_how_still_computes() {
+    const SAID: &str = r#"{"uuid":8,"remote_host":"h","kvx":{"v":1,"tok":"b-_9","early":true}}"#;
+    const COUNTED: &str = r#"{"usage":{"prompt_tokens_details":{"cached_tokens":9}}}"#;
+    let (rest, stream) = streaming("application/json");
+    let acts = vec![
+        Act::With("x-kv-early", "1", Box::new(Act::Json(PARAMS))),
+        Act::With("x-kv-transfer-params", SAID, Box::new(stream)),
+        Act::Json(PARAMS),
+    ];
+    let prefill = Fake::start(Act::InTurn(acts)).await;
+    let (answer, decoded) = streaming("application/json");
+    let decode = Fake::start(Act::InTurn(vec![
+        Act::Json(ANSWER),
+        decoded,
+        Act::Json(ANSWER),
+    ]));
+    let decode = decode.await;
+    let sidecar = sidecar(decode.address, "").await;
+    let request = || post(sidecar.address, Some(prefill.address), r#"{"prompt":"x"}"#);
+    // Nobody is asked for what it has not offered, whatever the client says.
+    let mut first = request();
+    first
+        .headers_mut()
+        .insert("x-kv-early", "1".parse().unwrap());
+    assert_eq!(ask(first).await.unwrap(), ANSWER);
+    assert!(!prefill.nth(0).await.headers.contains_key("x-kv-early"));
+    // Prefill has not ended when decode is asked.
+    let second = ask(request());
+    let asked = decode.nth(1).await;
+    assert!(prefill.nth(1).await.headers.contains_key("x-kv-early"));
+    let said = String::from_utf8(asked.body.to_vec()).unwrap();
+    assert_eq!(
+        said,
+        format!(r#"{{"prompt":"x","kv_transfer_params":{SAID}}}"#)
+    );
+    // What prefill had cached comes with its end, before decode's.
+    rest.send(COUNTED.into()).await.unwrap();
+    drop(rest);
+    // Nothing tells from outside that it has come in.
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    answer
+        .send(r#"{"usage":{"prompt_tokens":3}}"#.into())
+        .await
+        .unwrap();
+    drop(answer);
+    assert_eq!(
+        second.await.unwrap(),
+        r#"{"usage":{"prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":9}}}"#
+    );
+    // One that does not offer it any more is not asked again.
+    assert_eq!(ask(request()).await.unwrap(), ANSWER);
+    assert_eq!(ask(request()).await.unwrap(), ANSWER);
+    assert!(!prefill.nth(3).await.headers.contains_key("x-kv-early"));
+    assert_eq!(decode.asked.borrow().len(), 4);
+}
