@@ -351,7 +351,7 @@ mod tests {
             r#"block_size="16",cache_dtype="bf16",enable_prefix_caching="True",engine="0",num_gpu_blocks="728"} 1"#,
             r#"vllm:request_success_total{engine="0",finished_reason="length",model_name="a \"model\""} 0"#,
             r#"vllm:prompt_tokens_by_source_total{engine="0",model_name="a \"model\"",source="external_kv_transfer"} 0"#,
-            "kvx_leases 0",
+            r#"kvx_leases{state="ready"} 0"#,
             r#"kvx_lease_bytes{tier="host"} 0"#,
             r#"kvx_transfer_bytes_total{dir="out",path="shm"} 0"#,
             r#"kvx_transfer_bytes_total{dir="in",path="tcp"} 0"#,
