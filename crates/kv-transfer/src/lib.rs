@@ -35,6 +35,7 @@ mod secret;
 mod server;
 #[cfg(test)]
 mod simulation;
+mod sockets;
 pub mod wire;
 
 pub use client::{

@@ -15,6 +15,7 @@ use crate::handshake::{ConsumerHandshake, Step, hello};
 use crate::memory;
 use crate::net::{FrameError, hang_up, is_closed, kind, read_frame, remaining, write_frame};
 use crate::server::random;
+use crate::sockets::watch_over;
 use crate::wire::{Lent, MAX_BODY, MAX_BODY_BEFORE_AUTH, Message, Preface, Role, WireError};
 
 /// Addresses of one name that are tried.
@@ -313,8 +314,7 @@ impl Transfers {
 /// What every connection needs first.
 fn prepare(stream: &TcpStream, shared: &Shared, role: Role) -> io::Result<()> {
     use std::io::Write;
-    stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(shared.cfg.idle_timeout))?;
+    watch_over(stream, shared.cfg.idle_timeout)?;
     let mut stream = stream;
     stream.write_all(&Preface { role }.encode())
 }

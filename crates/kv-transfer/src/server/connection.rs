@@ -23,6 +23,7 @@ use crate::lease::SessionId;
 use crate::net::{
     FrameError, hang_up, is_closed, read_by, read_frame, write_frame, write_slices_by,
 };
+use crate::sockets::watch_over;
 use crate::wire::{
     ChunkHeader, MAX_BODY, MAX_BODY_BEFORE_AUTH, MAX_CHUNK, Message, PREFACE_LEN, Role,
     decode_preface,
@@ -162,8 +163,7 @@ fn serve(
     if shared.is_stopping() {
         return Ok(());
     }
-    stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(shared.cfg.progress_timeout))?;
+    watch_over(stream, shared.cfg.progress_timeout)?;
     let proved = prove(shared, id, stream, deadline);
     drop(pending);
     match proved {

@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -141,13 +142,19 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Its threads end with the connections that they serve, or with the test.
     pub(crate) fn start(target: SocketAddr, tamper: Tamper) -> Self {
+        Self::deaf(target, tamper, Arc::default())
+    }
+
+    /// As soon as `is_deaf` says so, nothing that the consumer says goes on.
+    pub(crate) fn deaf(target: SocketAddr, tamper: Tamper, is_deaf: Arc<AtomicBool>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let tamper = Arc::new(Mutex::new(tamper));
         thread::spawn(move || {
             for down in listener.incoming() {
                 let (down, tamper) = (down.unwrap(), Arc::clone(&tamper));
-                thread::spawn(move || relay(down, target, &tamper));
+                let is_deaf = Arc::clone(&is_deaf);
+                thread::spawn(move || relay(down, target, &tamper, is_deaf));
             }
         });
         Self { addr }
@@ -162,7 +169,12 @@ impl Proxy {
     }
 }
 
-fn relay(mut down: TcpStream, target: SocketAddr, tamper: &Arc<Mutex<Tamper>>) {
+fn relay(
+    mut down: TcpStream,
+    target: SocketAddr,
+    tamper: &Arc<Mutex<Tamper>>,
+    is_deaf: Arc<AtomicBool>,
+) {
     let mut preface = [0; PREFACE_LEN];
     let Ok(()) = down.read_exact(&mut preface) else {
         return;
@@ -173,7 +185,12 @@ fn relay(mut down: TcpStream, target: SocketAddr, tamper: &Arc<Mutex<Tamper>>) {
     up.write_all(&preface).unwrap();
     let (mut from_down, mut to_up) = (down.try_clone().unwrap(), up.try_clone().unwrap());
     thread::spawn(move || {
-        let _ = std::io::copy(&mut from_down, &mut to_up);
+        let mut bytes = [0; 4096];
+        while let Ok(n @ 1..) = from_down.read(&mut bytes) {
+            if !is_deaf.load(Ordering::SeqCst) && to_up.write_all(&bytes[..n]).is_err() {
+                break;
+            }
+        }
         let _ = to_up.shutdown(Shutdown::Both);
     });
     match decode_preface(&preface).map(|p| p.role) {

@@ -5,9 +5,12 @@
 )]
 
 mod common;
+mod deaths;
 mod early;
 mod faults;
 mod handover;
 mod hostile;
 mod layouts;
 mod memory;
+mod partition;
+mod process;
