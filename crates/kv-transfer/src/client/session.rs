@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
 
@@ -13,7 +14,7 @@ use super::Shared;
 use crate::TransferError;
 use crate::handshake::{ConsumerHandshake, Step, hello};
 use crate::memory;
-use crate::net::{FrameError, hang_up, is_closed, kind, read_frame, remaining, write_frame};
+use crate::net::{FrameError, Socket, kind, remaining};
 use crate::server::random;
 use crate::wire::{Lent, MAX_BODY, MAX_BODY_BEFORE_AUTH, Message, Preface, Role, WireError};
 
@@ -27,9 +28,7 @@ const MAX_EVENTS: usize = 8;
 pub(super) struct Session {
     addr: SocketAddr,
     conn: [u8; 16],
-    pub(super) control: TcpStream,
-    /// Held while a frame is written.
-    writing: Mutex<()>,
+    control: Socket,
     transfers: Mutex<Transfers>,
     streams: Mutex<Streams>,
     stream_freed: Condvar,
@@ -48,7 +47,7 @@ struct Transfers {
 struct Running {
     events: SyncSender<Message>,
     /// What a worker is blocked on, other than the messages.
-    socket: Option<TcpStream>,
+    socket: Option<Arc<Socket>>,
     is_accepted: bool,
 }
 
@@ -62,7 +61,7 @@ struct Streams {
 #[derive(Debug)]
 pub(super) struct DataStream {
     pub(super) number: u16,
-    pub(super) socket: TcpStream,
+    pub(super) socket: Arc<Socket>,
 }
 
 fn io_error(error: &io::Error) -> TransferError {
@@ -98,18 +97,18 @@ impl Session {
         Err(last)
     }
 
-    fn greet(shared: &Shared, control: TcpStream, addr: SocketAddr) -> Result<Self, TransferError> {
+    fn greet(shared: &Shared, tcp: TcpStream, addr: SocketAddr) -> Result<Self, TransferError> {
         let deadline = Instant::now() + shared.cfg.idle_timeout;
-        prepare(&control, shared, Role::Control).map_err(|e| io_error(&e))?;
+        let control = prepare(tcp, shared, Role::Control).map_err(|e| io_error(&e))?;
         let n_streams = u16::try_from(shared.cfg.n_streams).unwrap_or(u16::MAX);
         let nonce = random().map_err(|_| TransferError::Broken(io::ErrorKind::Other))?;
         let ours = hello(shared.boot_id, shared.fingerprint, nonce, n_streams);
-        let say = |message: &Message| write_frame(&control, 0, message).map_err(|e| io_error(&e));
+        let say = |message: &Message| control.write_frame(0, message).map_err(|e| io_error(&e));
         say(&Message::Hello(ours))?;
         let mut state = ConsumerHandshake::Greeted { ours };
         let mut boot_id = 0;
         let conn = loop {
-            let (_, message) = read_frame(&control, MAX_BODY_BEFORE_AUTH, deadline)?;
+            let (_, message) = control.read_frame(MAX_BODY_BEFORE_AUTH, deadline)?;
             if let Message::Hello(theirs) = &message {
                 boot_id = theirs.boot_id;
             }
@@ -130,7 +129,6 @@ impl Session {
             addr,
             conn,
             control,
-            writing: Mutex::default(),
             transfers: Mutex::default(),
             streams: Mutex::default(),
             stream_freed: Condvar::new(),
@@ -139,16 +137,15 @@ impl Session {
 
     /// Writes a message; a connection that does not take it is ended.
     pub(super) fn say(&self, stream: u16, message: &Message) -> Result<(), TransferError> {
-        let _writing = self.writing.lock();
-        write_frame(&self.control, stream, message).map_err(|e| {
-            hang_up(&self.control);
+        self.control.write_frame(stream, message).map_err(|e| {
+            self.control.hang_up();
             io_error(&e)
         })
     }
 
     /// Reads the next message before `deadline`; those about transfers go to their workers.
     pub(super) fn listen(&self, deadline: Instant) -> Result<Option<Message>, TransferError> {
-        let (_, message) = read_frame(&self.control, MAX_BODY, deadline)?;
+        let (_, message) = self.control.read_frame(MAX_BODY, deadline)?;
         match &message {
             Message::Accept { xfer, .. }
             | Message::Lent(Lent { xfer, .. })
@@ -163,14 +160,14 @@ impl Session {
 
     /// The connection is gone: every worker learns it.
     pub(super) fn end(&self, why: TransferError) {
-        hang_up(&self.control);
+        self.control.hang_up();
         let mut transfers = self.transfers.lock();
         transfers.ended.get_or_insert(why);
         transfers
             .running
             .values()
             .filter_map(|running| running.socket.as_ref())
-            .for_each(hang_up);
+            .for_each(|socket| socket.hang_up());
         transfers.running.clear();
         drop(transfers);
         self.streams.lock().idle.clear();
@@ -190,8 +187,7 @@ impl Session {
         &self,
         stream: Option<&DataStream>,
     ) -> Result<(u32, Receiver<Message>), TransferError> {
-        let socket = stream.map(|stream| stream.socket.try_clone()).transpose();
-        let socket = socket.map_err(|e| io_error(&e))?;
+        let socket = stream.map(|stream| Arc::clone(&stream.socket));
         let (events, receiver) = sync_channel(MAX_EVENTS);
         let mut transfers = self.transfers.lock();
         if let Some(why) = &transfers.ended {
@@ -228,7 +224,7 @@ impl Session {
                 return Err(why);
             }
             while let Some(stream) = streams.idle.pop() {
-                if !is_closed(&stream.socket) {
+                if !stream.socket.is_closed() {
                     return Ok(stream);
                 }
                 streams.open -= 1;
@@ -254,15 +250,15 @@ impl Session {
 
     fn attach(&self, shared: &Shared, deadline: Instant) -> Result<DataStream, TransferError> {
         let deadline = deadline.min(Instant::now() + shared.cfg.idle_timeout);
-        let connect = || -> io::Result<TcpStream> {
+        let connect = || -> io::Result<Socket> {
             let patience = remaining(deadline)?.min(shared.cfg.connect_timeout);
-            let socket = TcpStream::connect_timeout(&self.addr, patience)?;
-            prepare(&socket, shared, Role::Data)?;
-            write_frame(&socket, 0, &Message::Attach { conn: self.conn })?;
+            let tcp = TcpStream::connect_timeout(&self.addr, patience)?;
+            let socket = prepare(tcp, shared, Role::Data)?;
+            socket.write_frame(0, &Message::Attach { conn: self.conn })?;
             Ok(socket)
         };
         let socket = connect().map_err(|e| io_error(&e))?;
-        let (_, answer) = read_frame(&socket, MAX_BODY_BEFORE_AUTH, deadline)?;
+        let (_, answer) = socket.read_frame(MAX_BODY_BEFORE_AUTH, deadline)?;
         let number = match answer {
             Message::Attached { stream } => stream,
             Message::GoAway { code } => return Err(TransferError::Rejected(code)),
@@ -274,8 +270,9 @@ impl Session {
             }
         };
         socket
-            .set_read_timeout(Some(shared.cfg.idle_timeout))
+            .set_read_timeout(shared.cfg.idle_timeout)
             .map_err(|e| io_error(&e))?;
+        let socket = Arc::new(socket);
         Ok(DataStream { number, socket })
     }
 
@@ -305,16 +302,14 @@ impl Transfers {
         if (running.events.try_send(message).is_err() || is_late)
             && let Some(socket) = &running.socket
         {
-            hang_up(socket);
+            socket.hang_up();
         }
     }
 }
 
 /// What every connection needs first.
-fn prepare(stream: &TcpStream, shared: &Shared, role: Role) -> io::Result<()> {
-    use std::io::Write;
-    stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(shared.cfg.idle_timeout))?;
-    let mut stream = stream;
-    stream.write_all(&Preface { role }.encode())
+fn prepare(tcp: TcpStream, shared: &Shared, role: Role) -> io::Result<Socket> {
+    let socket = Socket::new(tcp, shared.cfg.idle_timeout)?;
+    socket.write(&Preface { role }.encode())?;
+    Ok(socket)
 }

@@ -20,9 +20,7 @@ use crate::control::{Chunk, Content, Control, Work};
 use crate::geometry::{ChunkMap, Piece};
 use crate::handshake::{Answer, ProducerHandshake, hello};
 use crate::lease::SessionId;
-use crate::net::{
-    FrameError, hang_up, is_closed, read_by, read_frame, write_frame, write_slices_by,
-};
+use crate::net::{FrameError, Socket, hang_up};
 use crate::wire::{
     ChunkHeader, MAX_BODY, MAX_BODY_BEFORE_AUTH, MAX_CHUNK, Message, PREFACE_LEN, Role,
     decode_preface,
@@ -40,8 +38,8 @@ const CHUNK_PATIENCE: u32 = 4;
 pub(super) struct Session {
     control: Mutex<Control<Room>>,
     changed: Condvar,
-    /// The control connection, for writing.
-    writer: Mutex<TcpStream>,
+    /// The control connection.
+    socket: Arc<Socket>,
 }
 
 impl Session {
@@ -82,9 +80,8 @@ impl Session {
 
     /// Writes to the control connection, and ends the session if that fails.
     fn say(&self, stream: u16, message: &Message) {
-        let writer = self.writer.lock();
-        if write_frame(&writer, stream, message).is_err() {
-            hang_up(&writer);
+        if self.socket.write_frame(stream, message).is_err() {
+            self.socket.hang_up();
         }
     }
 }
@@ -100,15 +97,14 @@ pub(super) fn admit(shared: &Arc<Shared>, id: u64, stream: TcpStream) -> Option<
     let shared = Arc::clone(shared);
     let serve = move || {
         let _entered = entered;
-        if let Err(error) = serve(&shared, id, &stream, pending) {
+        if let Err(error) = serve(&shared, id, stream, pending) {
             tracing::debug!(%error, "a transfer connection ended");
         }
-        hang_up(&stream);
     };
     spawn("kvx-serve", serve).ok()
 }
 
-/// A place among the connections; the server can hang up on it.
+/// A place among the connections; the server can hang up on it, and does at the end.
 struct Registered {
     shared: Arc<Shared>,
     id: u64,
@@ -130,7 +126,9 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.shared.sockets.lock().remove(&self.id);
+        if let Some(socket) = self.shared.sockets.lock().remove(&self.id) {
+            hang_up(&socket);
+        }
     }
 }
 
@@ -154,7 +152,7 @@ impl Drop for Pending {
 fn serve(
     shared: &Arc<Shared>,
     id: u64,
-    stream: &TcpStream,
+    stream: TcpStream,
     pending: Pending,
 ) -> Result<(), FrameError> {
     let deadline = Instant::now() + shared.cfg.auth_timeout;
@@ -162,14 +160,13 @@ fn serve(
     if shared.is_stopping() {
         return Ok(());
     }
-    stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(shared.cfg.progress_timeout))?;
-    let proved = prove(shared, id, stream, deadline);
+    let socket = Arc::new(Socket::new(stream, shared.cfg.progress_timeout)?);
+    let proved = prove(shared, id, &socket, deadline);
     drop(pending);
     match proved {
-        Ok(Proved::Control(token, session)) => serve_control(shared, stream, token, &session),
+        Ok(Proved::Control(token, session)) => serve_control(shared, token, &session),
         Ok(Proved::Data(number, session)) => {
-            serve_data(shared, stream, number, &session);
+            serve_data(shared, &socket, number, &session);
             Ok(())
         }
         Err(error) => {
@@ -187,21 +184,21 @@ enum Proved {
 fn prove(
     shared: &Arc<Shared>,
     id: u64,
-    stream: &TcpStream,
+    socket: &Arc<Socket>,
     deadline: Instant,
 ) -> Result<Proved, FrameError> {
     let mut preface = [0; PREFACE_LEN];
-    read_by(stream, &mut preface, deadline)?;
+    socket.read_by(&mut preface, deadline)?;
     match decode_preface(&preface)?.role {
-        Role::Control => authenticate(shared, id, stream, deadline),
-        Role::Data => attach(shared, stream, deadline),
+        Role::Control => authenticate(shared, id, socket, deadline),
+        Role::Data => attach(shared, socket, deadline),
     }
 }
 
 fn authenticate(
     shared: &Arc<Shared>,
     id: u64,
-    stream: &TcpStream,
+    socket: &Arc<Socket>,
     deadline: Instant,
 ) -> Result<Proved, FrameError> {
     let terms = &shared.terms;
@@ -212,28 +209,28 @@ fn authenticate(
     let challenge = random().map_err(io::Error::other)?;
     let mut handshake = ProducerHandshake::new(ours, challenge, token);
     loop {
-        let (_, message) = read_frame(stream, MAX_BODY_BEFORE_AUTH, deadline)?;
+        let (_, message) = socket.read_frame(MAX_BODY_BEFORE_AUTH, deadline)?;
         match handshake.on_message(&terms.secret, &message) {
             Answer::Continue(messages) => {
                 messages
                     .iter()
-                    .try_for_each(|message| write_frame(stream, 0, message))?;
+                    .try_for_each(|message| socket.write_frame(0, message))?;
             }
             Answer::Refuse(code) => {
                 shared.counters.rejected(code);
-                write_frame(stream, 0, &Message::GoAway { code })?;
+                socket.write_frame(0, &Message::GoAway { code })?;
                 return Err(io::Error::other(code.name()).into());
             }
             Answer::Welcome(welcome, _) => {
                 let session = Arc::new(Session {
                     control: Mutex::new(Control::new(SessionId(id), Arc::clone(terms))),
                     changed: Condvar::new(),
-                    writer: Mutex::new(stream.try_clone()?),
+                    socket: Arc::clone(socket),
                 });
                 // Known before the consumer learns the token, so that no data connection comes too early.
                 shared.sessions.lock().insert(token, Arc::clone(&session));
                 let proved = Proved::Control(token, Arc::clone(&session));
-                write_frame(stream, 0, &welcome).inspect_err(|_| {
+                socket.write_frame(0, &welcome).inspect_err(|_| {
                     shared.sessions.lock().remove(&token);
                 })?;
                 return Ok(proved);
@@ -242,8 +239,8 @@ fn authenticate(
     }
 }
 
-fn attach(shared: &Shared, stream: &TcpStream, deadline: Instant) -> Result<Proved, FrameError> {
-    let (_, message) = read_frame(stream, MAX_BODY_BEFORE_AUTH, deadline)?;
+fn attach(shared: &Shared, socket: &Socket, deadline: Instant) -> Result<Proved, FrameError> {
+    let (_, message) = socket.read_frame(MAX_BODY_BEFORE_AUTH, deadline)?;
     let Message::Attach { conn } = message else {
         return Err(io::Error::other("data connection without attach").into());
     };
@@ -256,11 +253,11 @@ fn attach(shared: &Shared, stream: &TcpStream, deadline: Instant) -> Result<Prov
         Ok(attached) => attached,
         Err(code) => {
             shared.counters.rejected(code);
-            write_frame(stream, 0, &Message::GoAway { code })?;
+            socket.write_frame(0, &Message::GoAway { code })?;
             return Err(io::Error::other(code.name()).into());
         }
     };
-    match write_frame(stream, number, &Message::Attached { stream: number }) {
+    match socket.write_frame(number, &Message::Attached { stream: number }) {
         Ok(()) => Ok(Proved::Data(number, session)),
         Err(error) => {
             session
@@ -274,7 +271,6 @@ fn attach(shared: &Shared, stream: &TcpStream, deadline: Instant) -> Result<Prov
 
 fn serve_control(
     shared: &Arc<Shared>,
-    stream: &TcpStream,
     token: [u8; 16],
     session: &Arc<Session>,
 ) -> Result<(), FrameError> {
@@ -283,21 +279,21 @@ fn serve_control(
     if shared.is_draining.load(Ordering::SeqCst) {
         session.announce_drain();
     }
-    let ended = converse(shared, stream, session);
+    let ended = converse(shared, session);
     shared.sessions.lock().remove(&token);
     session.control.lock().end(&mut shared.leases.lock());
     session.changed.notify_all();
-    hang_up(stream);
+    session.socket.hang_up();
     // It ends because the session has; one that panicked has nothing left to tell.
     let _ = teller.join();
     ended
 }
 
 /// Answers messages until the connection ends, one way or another.
-fn converse(shared: &Shared, stream: &TcpStream, session: &Session) -> Result<(), FrameError> {
+fn converse(shared: &Shared, session: &Session) -> Result<(), FrameError> {
     loop {
         let deadline = Instant::now() + shared.cfg.idle_timeout;
-        let (of, message) = read_frame(stream, MAX_BODY, deadline)?;
+        let (of, message) = session.socket.read_frame(MAX_BODY, deadline)?;
         count_message(shared, &message);
         let asked = bytes_asked(shared, &message);
         let may_end_lease = matches!(message, Message::Release { .. });
@@ -343,12 +339,12 @@ fn count_answer(shared: &Shared, answer: &Message) {
 }
 
 /// Sends chunks until the session or the connection ends.
-fn serve_data(shared: &Shared, stream: &TcpStream, number: u16, session: &Session) {
+fn serve_data(shared: &Shared, socket: &Socket, number: u16, session: &Session) {
     let mut scratch = Vec::new();
     loop {
-        match next_work(shared, stream, number, session) {
+        match next_work(shared, socket, number, session) {
             Work::Send(chunk) => {
-                let sent = send(shared, stream, &chunk, &mut scratch);
+                let sent = send(shared, socket, &chunk, &mut scratch);
                 if sent.is_err() {
                     break;
                 }
@@ -368,7 +364,7 @@ fn serve_data(shared: &Shared, stream: &TcpStream, number: u16, session: &Sessio
 }
 
 /// Waits for something to do, a while at most.
-fn next_work(shared: &Shared, stream: &TcpStream, number: u16, session: &Session) -> Work<Room> {
+fn next_work(shared: &Shared, socket: &Socket, number: u16, session: &Session) -> Work<Room> {
     let mut control = session.control.lock();
     if shared.is_stopping() {
         return Work::Close;
@@ -377,7 +373,7 @@ fn next_work(shared: &Shared, stream: &TcpStream, number: u16, session: &Session
     if !matches!(work, Work::Idle) {
         return work;
     }
-    if is_closed(stream) {
+    if socket.is_closed() {
         return Work::Close;
     }
     session.changed.wait_for(&mut control, IDLE_CHECK);
@@ -386,7 +382,7 @@ fn next_work(shared: &Shared, stream: &TcpStream, number: u16, session: &Session
 
 fn send(
     shared: &Shared,
-    stream: &TcpStream,
+    socket: &Socket,
     chunk: &Chunk<Room>,
     scratch: &mut Vec<u8>,
 ) -> io::Result<()> {
@@ -404,7 +400,7 @@ fn send(
     let header = header.encode();
     let all = std::iter::once(&header[..]).chain(pieces);
     let mut all: Vec<IoSlice<'_>> = all.map(IoSlice::new).collect();
-    write_slices_by(stream, &mut all, deadline)?;
+    socket.write_by(&mut all, deadline)?;
     shared.counters.sent(chunk.range.len());
     shared.counters.stalled(chunk.stalled);
     Ok(())
