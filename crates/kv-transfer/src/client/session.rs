@@ -15,6 +15,7 @@ use crate::TransferError;
 use crate::handshake::{ConsumerHandshake, Step, hello};
 use crate::memory;
 use crate::net::{FrameError, Socket, kind, remaining};
+use crate::secret::ConnKey;
 use crate::server::random;
 use crate::wire::{Lent, MAX_BODY, MAX_BODY_BEFORE_AUTH, Message, Preface, Role, WireError};
 
@@ -27,7 +28,9 @@ const MAX_EVENTS: usize = 8;
 #[derive(Debug)]
 pub(super) struct Session {
     addr: SocketAddr,
-    conn: [u8; 16],
+    /// The producer's name of it.
+    name: u64,
+    key: ConnKey,
     control: Socket,
     transfers: Mutex<Transfers>,
     streams: Mutex<Streams>,
@@ -105,9 +108,10 @@ impl Session {
         let ours = hello(shared.boot_id, shared.fingerprint, nonce, n_streams);
         let say = |message: &Message| control.write_frame(0, message).map_err(|e| io_error(&e));
         say(&Message::Hello(ours))?;
-        let mut state = ConsumerHandshake::Greeted { ours };
+        let binding = control.binding();
+        let mut state = ConsumerHandshake::Greeted { ours, binding };
         let mut boot_id = 0;
-        let conn = loop {
+        let (name, key) = loop {
             let (_, message) = control.read_frame(MAX_BODY_BEFORE_AUTH, deadline)?;
             if let Message::Hello(theirs) = &message {
                 boot_id = theirs.boot_id;
@@ -118,16 +122,17 @@ impl Session {
                     say(&reply)?;
                     next
                 }
-                Step::Done(conn) => break conn,
+                Step::Done(name, key) => break (name, key),
             };
         };
         let may_share = shared.cfg.shares_memory;
         Ok(Self {
             memory: may_share
-                .then(|| memory::view(boot_id, &conn).ok())
+                .then(|| memory::view(boot_id, &key.password()).ok())
                 .flatten(),
             addr,
-            conn,
+            name,
+            key,
             control,
             transfers: Mutex::default(),
             streams: Mutex::default(),
@@ -254,13 +259,17 @@ impl Session {
             let patience = remaining(deadline)?.min(shared.cfg.connect_timeout);
             let tcp = TcpStream::connect_timeout(&self.addr, patience)?;
             let socket = prepare(tcp, shared, Role::Data)?;
-            socket.write_frame(0, &Message::Attach { conn: self.conn })?;
+            let (session, proof) = (self.name, self.key.attach_proof(&socket.binding()));
+            socket.write_frame(0, &Message::Attach { session, proof })?;
             Ok(socket)
         };
         let socket = connect().map_err(|e| io_error(&e))?;
         let (_, answer) = socket.read_frame(MAX_BODY_BEFORE_AUTH, deadline)?;
         let number = match answer {
-            Message::Attached { stream } => stream,
+            Message::Attached { stream, proof } => {
+                let is_ours = self.key.is_attached(&socket.binding(), stream, &proof);
+                is_ours.then_some(stream).ok_or(TransferError::Impostor)?
+            }
             Message::GoAway { code } => return Err(TransferError::Rejected(code)),
             other => {
                 return Err(WireError::Unexpected {

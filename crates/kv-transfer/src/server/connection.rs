@@ -21,6 +21,7 @@ use crate::geometry::{ChunkMap, Piece};
 use crate::handshake::{Answer, ProducerHandshake, hello};
 use crate::lease::SessionId;
 use crate::net::{FrameError, Socket, hang_up};
+use crate::secret::ConnKey;
 use crate::wire::{
     ChunkHeader, MAX_BODY, MAX_BODY_BEFORE_AUTH, MAX_CHUNK, Message, PREFACE_LEN, Role,
     decode_preface,
@@ -38,6 +39,8 @@ const CHUNK_PATIENCE: u32 = 4;
 pub(super) struct Session {
     control: Mutex<Control<Room>>,
     changed: Condvar,
+    name: u64,
+    key: ConnKey,
     /// The control connection.
     socket: Arc<Socket>,
 }
@@ -47,6 +50,11 @@ impl Session {
         // Under the lock, so that a waiter is either before its check or in its wait.
         drop(self.control.lock());
         self.changed.notify_all();
+    }
+
+    /// Whether the consumer is the one who has this password to shared memory.
+    pub(super) fn opens_to(&self, password: &[u8; 16]) -> bool {
+        self.key.is_password(password)
     }
 
     /// The consumer sees our memory from now on; `false` if it is gone already.
@@ -164,7 +172,7 @@ fn serve(
     let proved = prove(shared, id, &socket, deadline);
     drop(pending);
     match proved {
-        Ok(Proved::Control(token, session)) => serve_control(shared, token, &session),
+        Ok(Proved::Control(session)) => serve_control(shared, &session),
         Ok(Proved::Data(number, session)) => {
             serve_data(shared, &socket, number, &session);
             Ok(())
@@ -177,7 +185,7 @@ fn serve(
 }
 
 enum Proved {
-    Control([u8; 16], Arc<Session>),
+    Control(Arc<Session>),
     Data(u16, Arc<Session>),
 }
 
@@ -202,12 +210,11 @@ fn authenticate(
     deadline: Instant,
 ) -> Result<Proved, FrameError> {
     let terms = &shared.terms;
-    let token = random().map_err(io::Error::other)?;
     let max_streams = u16::try_from(terms.max_streams).unwrap_or(u16::MAX);
     let nonce = random().map_err(io::Error::other)?;
     let ours = hello(terms.boot_id, terms.fingerprint, nonce, max_streams);
     let challenge = random().map_err(io::Error::other)?;
-    let mut handshake = ProducerHandshake::new(ours, challenge, token);
+    let mut handshake = ProducerHandshake::new(ours, challenge, id, socket.binding());
     loop {
         let (_, message) = socket.read_frame(MAX_BODY_BEFORE_AUTH, deadline)?;
         match handshake.on_message(&terms.secret, &message) {
@@ -221,19 +228,20 @@ fn authenticate(
                 socket.write_frame(0, &Message::GoAway { code })?;
                 return Err(io::Error::other(code.name()).into());
             }
-            Answer::Welcome(welcome, _) => {
+            Answer::Welcome(welcome, key) => {
                 let session = Arc::new(Session {
                     control: Mutex::new(Control::new(SessionId(id), Arc::clone(terms))),
                     changed: Condvar::new(),
+                    name: id,
+                    key,
                     socket: Arc::clone(socket),
                 });
-                // Known before the consumer learns the token, so that no data connection comes too early.
-                shared.sessions.lock().insert(token, Arc::clone(&session));
-                let proved = Proved::Control(token, Arc::clone(&session));
+                // Known before the consumer learns its name, so that no data connection comes too early.
+                shared.sessions.lock().insert(id, Arc::clone(&session));
                 socket.write_frame(0, &welcome).inspect_err(|_| {
-                    shared.sessions.lock().remove(&token);
+                    shared.sessions.lock().remove(&id);
                 })?;
-                return Ok(proved);
+                return Ok(Proved::Control(session));
             }
         }
     }
@@ -241,10 +249,12 @@ fn authenticate(
 
 fn attach(shared: &Shared, socket: &Socket, deadline: Instant) -> Result<Proved, FrameError> {
     let (_, message) = socket.read_frame(MAX_BODY_BEFORE_AUTH, deadline)?;
-    let Message::Attach { conn } = message else {
+    let Message::Attach { session, proof } = message else {
         return Err(io::Error::other("data connection without attach").into());
     };
-    let session = shared.sessions.lock().get(&conn).cloned();
+    let binding = socket.binding();
+    let session = shared.sessions.lock().get(&session).cloned();
+    let session = session.filter(|session| session.key.is_attach(&binding, &proof));
     let attached = session.ok_or(RejectCode::Unauthorized).and_then(|session| {
         let number = session.control.lock().attach().ok_or(RejectCode::Busy)?;
         Ok((number, session))
@@ -257,7 +267,11 @@ fn attach(shared: &Shared, socket: &Socket, deadline: Instant) -> Result<Proved,
             return Err(io::Error::other(code.name()).into());
         }
     };
-    match socket.write_frame(number, &Message::Attached { stream: number }) {
+    let attached = Message::Attached {
+        stream: number,
+        proof: session.key.attached_proof(&binding, number),
+    };
+    match socket.write_frame(number, &attached) {
         Ok(()) => Ok(Proved::Data(number, session)),
         Err(error) => {
             session
@@ -269,18 +283,14 @@ fn attach(shared: &Shared, socket: &Socket, deadline: Instant) -> Result<Proved,
     }
 }
 
-fn serve_control(
-    shared: &Arc<Shared>,
-    token: [u8; 16],
-    session: &Arc<Session>,
-) -> Result<(), FrameError> {
+fn serve_control(shared: &Arc<Shared>, session: &Arc<Session>) -> Result<(), FrameError> {
     let (with, of) = (Arc::clone(shared), Arc::clone(session));
     let teller = spawn("kvx-tell", move || of.tell(&with))?;
     if shared.is_draining.load(Ordering::SeqCst) {
         session.announce_drain();
     }
     let ended = converse(shared, session);
-    shared.sessions.lock().remove(&token);
+    shared.sessions.lock().remove(&session.name);
     session.control.lock().end(&mut shared.leases.lock());
     session.changed.notify_all();
     session.socket.hang_up();

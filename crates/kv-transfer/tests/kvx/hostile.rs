@@ -73,7 +73,13 @@ fn garbage_is_cut_off() {
         [&control[..], &encode_frame(0, &Message::Ping { id: 1 })].concat(),
         [
             &data[..],
-            &encode_frame(0, &Message::Attach { conn: [0; 16] }),
+            &encode_frame(
+                0,
+                &Message::Attach {
+                    session: 0,
+                    proof: [0; 32],
+                },
+            ),
         ]
         .concat(),
         [&data[..], &encode_frame(0, &hello())].concat(),
