@@ -1,12 +1,14 @@
-//! Blocking sockets with deadlines: no read or write here waits for ever, whatever the peer does.
+//! Blocking connections with deadlines, plain or encrypted: no read or write here waits for ever, whatever the peer does.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustls::Connection;
 
 use crate::secret::Binding;
+use crate::tls::{MAX_BEFORE_AUTH, Tls};
 use crate::wire::{
     FRAME_HEADER_LEN, Message, WireError, decode_frame_header, decode_message, encode_frame,
 };
@@ -24,8 +26,9 @@ pub(crate) enum FrameError {
 #[derive(Debug)]
 pub(crate) struct Socket {
     tcp: TcpStream,
-    /// Held while something is written, so that it goes out in one piece.
-    writing: Mutex<()>,
+    tls: Option<Box<Tls>>,
+    /// What is being written, if that is not what the caller has; locked meanwhile, so that it goes out in one piece.
+    outgoing: Mutex<Vec<u8>>,
 }
 
 impl Socket {
@@ -33,13 +36,30 @@ impl Socket {
     pub(crate) fn new(tcp: TcpStream, write_timeout: Duration) -> io::Result<Self> {
         tcp.set_nodelay(true)?;
         tcp.set_write_timeout(Some(write_timeout))?;
-        let writing = Mutex::default();
-        Ok(Self { tcp, writing })
+        Ok(Self {
+            tcp,
+            tls: None,
+            outgoing: Mutex::default(),
+        })
+    }
+
+    /// The same connection, encrypted from here on.
+    pub(crate) fn encrypted(self, conn: Connection, deadline: Instant) -> io::Result<Self> {
+        let tls = Tls::agree(&self.tcp, conn, deadline)?;
+        Ok(Self {
+            tls: Some(Box::new(tls)),
+            ..self
+        })
     }
 
     /// What its two ends, and nobody else's, see of the connection.
     pub(crate) fn binding(&self) -> Binding {
-        [0; 32]
+        self.tls.as_deref().map_or([0; 32], Tls::binding)
+    }
+
+    /// The peer belongs to the pool. Before that, under TLS, few bytes are read from it.
+    pub(crate) fn trust(&self) {
+        self.tls.as_deref().into_iter().for_each(Tls::trust);
     }
 
     /// How long [`read`](Self::read) waits for something to come.
@@ -47,12 +67,16 @@ impl Socket {
         self.tcp.set_read_timeout(Some(timeout))
     }
 
-    /// Reads into `buf` whatever there is, straight from the system.
+    /// Reads into `buf` whatever there is: straight from the system, or as it is decrypted. Nothing, if what has come is
+    /// not enough to decrypt yet.
     ///
     /// # Errors
     /// The end of the connection is one, and so is a wait that is too long.
     pub(crate) fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        retry(|| (&self.tcp).read(buf)).and_then(some_bytes)
+        match &self.tls {
+            None => read_once(&self.tcp, buf),
+            Some(tls) => tls.read(&self.tcp, buf),
+        }
     }
 
     /// Fills `buf` before `deadline`.
@@ -89,18 +113,44 @@ impl Socket {
         self.write_slices(&mut [IoSlice::new(bytes)], None)
     }
 
-    /// Writes the slices one after the other before `deadline`, from where they lie.
+    /// Writes the slices one after the other before `deadline`, from where they lie unless they are encrypted.
     pub(crate) fn write_by(&self, slices: &mut [IoSlice<'_>], deadline: Instant) -> io::Result<()> {
         self.write_slices(slices, Some(deadline))
     }
 
     fn write_slices(
         &self,
-        slices: &mut [IoSlice<'_>],
+        mut slices: &mut [IoSlice<'_>],
         deadline: Option<Instant>,
     ) -> io::Result<()> {
-        let _writing = self.writing.lock();
-        write_all(&self.tcp, slices, deadline)
+        let mut sealed = self.outgoing.lock();
+        let Some(tls) = &self.tls else {
+            return write_all(&self.tcp, slices, deadline);
+        };
+        IoSlice::advance_slices(&mut slices, 0);
+        while !slices.is_empty() {
+            sealed.clear();
+            let n = tls.seal(slices, &mut sealed).and_then(some_bytes)?;
+            write_all(&self.tcp, &mut [IoSlice::new(&sealed)], deadline)?;
+            IoSlice::advance_slices(&mut slices, n);
+        }
+        Ok(())
+    }
+
+    /// Says a last word and waits until the peer has gone, before `deadline`. Hanging up at once would make the system
+    /// throw the word away if the peer has said something that nobody has read.
+    pub(crate) fn part(&self, word: &Message, deadline: Instant) -> io::Result<()> {
+        self.write_frame(0, word)?;
+        self.tcp.shutdown(Shutdown::Write)?;
+        let (mut scrap, mut left) = ([0; 512], MAX_BEFORE_AUTH);
+        while left > 0 {
+            self.set_read_timeout(remaining(deadline)?)?;
+            let Ok(n) = read_once(&self.tcp, &mut scrap) else {
+                break;
+            };
+            left = left.saturating_sub(n);
+        }
+        Ok(())
     }
 
     /// Whether the peer has closed a connection that has nothing to say.
@@ -112,7 +162,8 @@ impl Socket {
             seen
         };
         // Bytes where none may come are as bad as an end.
-        !peek().is_err_and(|e| e.kind() == ErrorKind::WouldBlock)
+        let is_silent = peek().is_err_and(|e| e.kind() == ErrorKind::WouldBlock);
+        !is_silent || self.tls.as_deref().is_some_and(Tls::has_unread)
     }
 
     /// Ends the connection for both sides; a thread that is blocked on it returns.
@@ -134,6 +185,11 @@ fn write_all(
         }
     }
     Ok(())
+}
+
+/// Reads what there is, at least a byte.
+pub(crate) fn read_once(mut tcp: &TcpStream, buf: &mut [u8]) -> io::Result<usize> {
+    retry(|| tcp.read(buf)).and_then(some_bytes)
 }
 
 /// Ends a connection for both sides; a thread that is blocked on it returns.

@@ -17,6 +17,7 @@ use crate::memory;
 use crate::net::{FrameError, Socket, kind, remaining};
 use crate::secret::ConnKey;
 use crate::server::random;
+use crate::tls;
 use crate::wire::{Lent, MAX_BODY, MAX_BODY_BEFORE_AUTH, Message, Preface, Role, WireError};
 
 /// Addresses of one name that are tried.
@@ -68,7 +69,21 @@ pub(super) struct DataStream {
 }
 
 fn io_error(error: &io::Error) -> TransferError {
-    TransferError::Broken(kind(error))
+    match tls::cause(error) {
+        Some(error) if tls::is_plain(error) => encryption_differs(true),
+        Some(error) => TransferError::Tls(error.to_string()),
+        None => TransferError::Broken(kind(error)),
+    }
+}
+
+/// One side uses TLS and the other does not.
+pub(super) fn encryption_differs(we_do: bool) -> TransferError {
+    let how = |is_tls| if is_tls { "TLS" } else { "none" }.to_owned();
+    TransferError::Mismatch {
+        what: "encryption",
+        ours: how(we_do),
+        theirs: how(!we_do),
+    }
 }
 
 impl From<FrameError> for TransferError {
@@ -102,7 +117,7 @@ impl Session {
 
     fn greet(shared: &Shared, tcp: TcpStream, addr: SocketAddr) -> Result<Self, TransferError> {
         let deadline = Instant::now() + shared.cfg.idle_timeout;
-        let control = prepare(tcp, shared, Role::Control).map_err(|e| io_error(&e))?;
+        let control = prepare(tcp, shared, Role::Control, deadline).map_err(|e| io_error(&e))?;
         let n_streams = u16::try_from(shared.cfg.n_streams).unwrap_or(u16::MAX);
         let nonce = random().map_err(|_| TransferError::Broken(io::ErrorKind::Other))?;
         let ours = hello(shared.boot_id, shared.fingerprint, nonce, n_streams);
@@ -125,6 +140,7 @@ impl Session {
                 Step::Done(name, key) => break (name, key),
             };
         };
+        control.trust();
         let may_share = shared.cfg.shares_memory;
         Ok(Self {
             memory: may_share
@@ -258,7 +274,7 @@ impl Session {
         let connect = || -> io::Result<Socket> {
             let patience = remaining(deadline)?.min(shared.cfg.connect_timeout);
             let tcp = TcpStream::connect_timeout(&self.addr, patience)?;
-            let socket = prepare(tcp, shared, Role::Data)?;
+            let socket = prepare(tcp, shared, Role::Data, deadline)?;
             let (session, proof) = (self.name, self.key.attach_proof(&socket.binding()));
             socket.write_frame(0, &Message::Attach { session, proof })?;
             Ok(socket)
@@ -281,6 +297,7 @@ impl Session {
         socket
             .set_read_timeout(shared.cfg.idle_timeout)
             .map_err(|e| io_error(&e))?;
+        socket.trust();
         let socket = Arc::new(socket);
         Ok(DataStream { number, socket })
     }
@@ -317,8 +334,12 @@ impl Transfers {
 }
 
 /// What every connection needs first.
-fn prepare(tcp: TcpStream, shared: &Shared, role: Role) -> io::Result<Socket> {
+fn prepare(tcp: TcpStream, shared: &Shared, role: Role, deadline: Instant) -> io::Result<Socket> {
     let socket = Socket::new(tcp, shared.cfg.idle_timeout)?;
-    socket.write(&Preface { role }.encode())?;
-    Ok(socket)
+    let is_tls = shared.tls.is_some();
+    socket.write(&Preface { role, is_tls }.encode())?;
+    match &shared.tls {
+        Some(tls) => socket.encrypted(tls::called(tls)?, deadline),
+        None => Ok(socket),
+    }
 }

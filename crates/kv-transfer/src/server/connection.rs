@@ -22,6 +22,7 @@ use crate::handshake::{Answer, ProducerHandshake, hello};
 use crate::lease::SessionId;
 use crate::net::{FrameError, Socket, hang_up};
 use crate::secret::ConnKey;
+use crate::tls;
 use crate::wire::{
     ChunkHeader, MAX_BODY, MAX_BODY_BEFORE_AUTH, MAX_CHUNK, Message, PREFACE_LEN, Role,
     decode_preface,
@@ -42,7 +43,7 @@ pub(super) struct Session {
     name: u64,
     key: ConnKey,
     /// The control connection.
-    socket: Arc<Socket>,
+    socket: Socket,
 }
 
 impl Session {
@@ -168,12 +169,12 @@ fn serve(
     if shared.is_stopping() {
         return Ok(());
     }
-    let socket = Arc::new(Socket::new(stream, shared.cfg.progress_timeout)?);
-    let proved = prove(shared, id, &socket, deadline);
+    let socket = Socket::new(stream, shared.cfg.progress_timeout)?;
+    let proved = prove(shared, id, socket, deadline);
     drop(pending);
     match proved {
         Ok(Proved::Control(session)) => serve_control(shared, &session),
-        Ok(Proved::Data(number, session)) => {
+        Ok(Proved::Data(number, socket, session)) => {
             serve_data(shared, &socket, number, &session);
             Ok(())
         }
@@ -186,18 +187,29 @@ fn serve(
 
 enum Proved {
     Control(Arc<Session>),
-    Data(u16, Arc<Session>),
+    Data(u16, Socket, Arc<Session>),
 }
 
 fn prove(
     shared: &Arc<Shared>,
     id: u64,
-    socket: &Arc<Socket>,
+    socket: Socket,
     deadline: Instant,
 ) -> Result<Proved, FrameError> {
     let mut preface = [0; PREFACE_LEN];
     socket.read_by(&mut preface, deadline)?;
-    match decode_preface(&preface)?.role {
+    let preface = decode_preface(&preface)?;
+    if preface.is_tls != shared.cfg.tls {
+        let code = RejectCode::Encryption;
+        shared.counters.rejected(code);
+        socket.part(&Message::GoAway { code }, deadline)?;
+        return Err(io::Error::other(code.name()).into());
+    }
+    let socket = match &shared.tls {
+        Some(tls) => socket.encrypted(tls::accepted(tls)?, deadline)?,
+        None => socket,
+    };
+    match preface.role {
         Role::Control => authenticate(shared, id, socket, deadline),
         Role::Data => attach(shared, socket, deadline),
     }
@@ -206,7 +218,7 @@ fn prove(
 fn authenticate(
     shared: &Arc<Shared>,
     id: u64,
-    socket: &Arc<Socket>,
+    socket: Socket,
     deadline: Instant,
 ) -> Result<Proved, FrameError> {
     let terms = &shared.terms;
@@ -234,11 +246,12 @@ fn authenticate(
                     changed: Condvar::new(),
                     name: id,
                     key,
-                    socket: Arc::clone(socket),
+                    socket,
                 });
+                session.socket.trust();
                 // Known before the consumer learns its name, so that no data connection comes too early.
                 shared.sessions.lock().insert(id, Arc::clone(&session));
-                socket.write_frame(0, &welcome).inspect_err(|_| {
+                session.socket.write_frame(0, &welcome).inspect_err(|_| {
                     shared.sessions.lock().remove(&id);
                 })?;
                 return Ok(Proved::Control(session));
@@ -247,7 +260,7 @@ fn authenticate(
     }
 }
 
-fn attach(shared: &Shared, socket: &Socket, deadline: Instant) -> Result<Proved, FrameError> {
+fn attach(shared: &Shared, socket: Socket, deadline: Instant) -> Result<Proved, FrameError> {
     let (_, message) = socket.read_frame(MAX_BODY_BEFORE_AUTH, deadline)?;
     let Message::Attach { session, proof } = message else {
         return Err(io::Error::other("data connection without attach").into());
@@ -272,7 +285,10 @@ fn attach(shared: &Shared, socket: &Socket, deadline: Instant) -> Result<Proved,
         proof: session.key.attached_proof(&binding, number),
     };
     match socket.write_frame(number, &attached) {
-        Ok(()) => Ok(Proved::Data(number, session)),
+        Ok(()) => {
+            socket.trust();
+            Ok(Proved::Data(number, socket, session))
+        }
         Err(error) => {
             session
                 .control

@@ -11,3 +11,4 @@ mod handover;
 mod hostile;
 mod layouts;
 mod memory;
+mod tls;
