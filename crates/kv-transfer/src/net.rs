@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustls::Connection;
 
-use crate::secret::Binding;
+use crate::secret::{Binding, UNBOUND};
 use crate::tls::{MAX_BEFORE_AUTH, Tls};
 use crate::wire::{
     FRAME_HEADER_LEN, Message, WireError, decode_frame_header, decode_message, encode_frame,
@@ -54,7 +54,7 @@ impl Socket {
 
     /// What its two ends, and nobody else's, see of the connection.
     pub(crate) fn binding(&self) -> Binding {
-        self.tls.as_deref().map_or([0; 32], Tls::binding)
+        self.tls.as_deref().map_or(UNBOUND, Tls::binding)
     }
 
     /// The peer belongs to the pool. Before that, under TLS, few bytes are read from it.

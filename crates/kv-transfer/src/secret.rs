@@ -27,6 +27,9 @@ const DOOR_LABEL: &[u8] = b"kvx1 door";
 /// between them: TLS's exporter value, or zeros without TLS.
 pub(crate) type Binding = [u8; 32];
 
+/// Without TLS nothing tells a connection from others.
+pub(crate) const UNBOUND: Binding = [0; 32];
+
 /// What all servers that may exchange KV share.
 #[derive(Clone)]
 pub struct Secret(Hmac<Sha256>);
