@@ -80,8 +80,9 @@ def wire() -> None:
     bodies = {
         1: struct.pack("<QQ16sIHH", 1, 2, bytes(16), 1 << 20, 4, 0),
         2: bytes(32),
-        4: bytes(48),
-        6: bytes(2),
+        4: bytes(40),
+        5: bytes(40),
+        6: bytes(34),
         7: opened,
         8: struct.pack("<IIIQ", 1, 64, 12, 768),
         9: struct.pack("<IH", 1, 1),

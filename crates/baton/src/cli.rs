@@ -154,6 +154,9 @@ pub(crate) struct Serve {
         value_name = "HEX"
     )]
     pub kv_secret: Option<String>,
+    /// KV travels encrypted. All servers of a pool must agree on it; it takes no certificates.
+    #[arg(long)]
+    pub kv_tls: bool,
     /// Hosts, besides loopback, that this server may be told to prefill on and pull KV from; * allows all.
     #[arg(long, value_name = "HOST", num_args = 1..)]
     pub kv_allow_host: Vec<String>,

@@ -243,6 +243,7 @@ fn engine_config(args: &Serve) -> EngineConfig {
 
 fn kv_server(args: &Serve, secret: Secret, layout: KvLayout) -> std::io::Result<KvServer> {
     let mut config = KvServerConfig::new(SocketAddr::new(args.host, args.kv_port), secret, layout);
+    config.tls = args.kv_tls;
     config.lease_ttl = args.kv_lease_ttl;
     config.pool_bytes = args.kv_host_pool;
     if let Some(host) = &args.kv_advertise_host {
@@ -253,6 +254,7 @@ fn kv_server(args: &Serve, secret: Secret, layout: KvLayout) -> std::io::Result<
 
 fn kv_client(args: &Serve, secret: Secret, layout: KvLayout) -> std::io::Result<KvClient> {
     let mut config = KvClientConfig::new(secret, layout, args.kv_host_pool);
+    config.tls = args.kv_tls;
     if !args.kv_allow_host.is_empty() {
         let allowed = args.kv_allow_host.clone();
         config.peers = PeerPolicy::Allow(Arc::new(move |host: &str, _| allows(&allowed, host)));

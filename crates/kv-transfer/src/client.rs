@@ -24,11 +24,13 @@ use std::time::Duration;
 
 use baton_kv::{KvLayout, KvTransferParams, Kvx};
 use parking_lot::Mutex;
+use rustls::ClientConfig;
 
 use crate::TransferError;
 use crate::geometry::Shard;
 use crate::secret::{Secret, fingerprint};
 use crate::server::spawn;
+use crate::tls;
 use job::{Completion, Job};
 use link::{Lease, Peer, Terms};
 use memory::Memory;
@@ -92,6 +94,8 @@ pub struct KvClientConfig {
     pub peers: PeerPolicy,
     /// Whether to read the memory of a producer on this machine in place of a socket.
     pub shares_memory: bool,
+    /// Whether connections are encrypted. Producers that do otherwise are not spoken with.
+    pub tls: bool,
     /// Data connections to one producer.
     pub n_streams: usize,
     /// A transfer takes another data connection for every so many bytes.
@@ -127,6 +131,7 @@ impl KvClientConfig {
             budget_bytes,
             peers: PeerPolicy::default(),
             shares_memory: true,
+            tls: false,
             n_streams: 4,
             stripe_bytes: 16 << 20,
             n_workers: 4,
@@ -184,6 +189,7 @@ pub struct KvClient {
 #[derive(Debug)]
 struct Shared {
     cfg: KvClientConfig,
+    tls: Option<Arc<ClientConfig>>,
     fingerprint: u64,
     boot_id: u64,
     memory: Arc<Memory>,
@@ -233,6 +239,7 @@ impl KvClient {
         let n_workers = cfg.n_workers.max(1);
         let shared = Arc::new(Shared {
             fingerprint: fingerprint(&cfg.layout),
+            tls: cfg.tls.then(tls::consumer).transpose()?,
             boot_id: getrandom::u64().map_err(io::Error::other)?,
             memory: Arc::new(Memory::new(cfg.budget_bytes)),
             queue: Queue::new(cfg.max_queued, cfg.total_timeout),
@@ -368,6 +375,9 @@ impl Shared {
         }
         if kvx.fp.0 != self.fingerprint {
             return differs("model", &baton_kv::Fingerprint(self.fingerprint), &kvx.fp);
+        }
+        if kvx.tls != self.cfg.tls {
+            return Err(session::encryption_differs(self.cfg.tls));
         }
         let theirs = Shard {
             layout: KvLayout {

@@ -31,11 +31,13 @@ pub enum RejectCode {
     Unauthorized = 10,
     /// The peer sent what the protocol does not allow.
     Malformed = 11,
+    /// One side uses TLS and the other does not.
+    Encryption = 12,
 }
 
 impl RejectCode {
     /// All codes, in the order of their numbers, which start at 1.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::UnknownLease,
         Self::Expired,
         Self::Consumed,
@@ -47,6 +49,7 @@ impl RejectCode {
         Self::Internal,
         Self::Unauthorized,
         Self::Malformed,
+        Self::Encryption,
     ];
 
     /// The code's name, as metrics and messages spell it.
@@ -64,6 +67,7 @@ impl RejectCode {
             Self::Internal => "internal",
             Self::Unauthorized => "unauthorized",
             Self::Malformed => "malformed",
+            Self::Encryption => "encryption",
         }
     }
 
@@ -84,7 +88,7 @@ pub enum TransferError {
     /// The producer does not speak our transport.
     #[error("kv_transfer_params come from a producer of another kind")]
     ForeignProducer,
-    /// Model, element type or block size differ.
+    /// Model, element type, heads or encryption differ.
     #[error("{what} differs: ours is {ours}, theirs is {theirs}")]
     Mismatch {
         /// Which property.
@@ -122,7 +126,10 @@ pub enum TransferError {
     /// The producer cannot be reached.
     #[error("cannot reach the producer: {0}")]
     Connect(ErrorKind),
-    /// The producer does not know the pool's secret.
+    /// TLS found something wrong.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// The producer does not know the pool's secret, or somebody sits between us.
     #[error("the producer could not prove that it belongs to the pool")]
     Impostor,
     /// The producer refused.
@@ -168,6 +175,7 @@ impl TransferError {
             Self::Busy { .. } => "busy",
             Self::TooLarge { .. } => "too_large",
             Self::Connect(_) => "connect",
+            Self::Tls(_) => "tls",
             Self::Impostor => "impostor",
             Self::Rejected(code) => code.name(),
             Self::Protocol(_) => "protocol",

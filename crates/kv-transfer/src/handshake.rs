@@ -5,12 +5,17 @@
 //!    HELLO ------------------------------->
 //!    <------------------ HELLO, CHALLENGE
 //!    AUTH (code over all of the above) --->
-//!    <----- WELCOME (code under another label, connection token)
+//!    <----- WELCOME (code under another label, the session's name)
+//!
+//!    ATTACH (on a data connection: the session's name, code over this connection) --->
+//!    <----------------------------------- ATTACHED (its number, code over both)
 //! ```
-//! Neither side learns anything that it could use against a third.
+//! Neither side learns anything that it could use against a third. The codes cover what both sides see of the connection
+//! that they come through, so under TLS whoever sits between them, with a connection to each, is found out. From the
+//! first handshake both sides derive the key of the second; it is never sent.
 
 use crate::RejectCode;
-use crate::secret::{Secret, Transcript};
+use crate::secret::{Binding, ConnKey, Secret, Transcript};
 use crate::wire::{Hello, Message, WireError};
 use crate::{TransferError, wire::MAX_CHUNK};
 
@@ -31,28 +36,30 @@ pub(crate) fn hello(boot_id: u64, fingerprint: u64, nonce: [u8; 16], streams: u1
 pub(crate) struct ProducerHandshake {
     ours: Hello,
     challenge: [u8; 32],
-    conn: [u8; 16],
+    session: u64,
+    binding: Binding,
     theirs: Option<Hello>,
 }
 
 /// What the producer does after a message.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Answer {
     /// Send these and wait for the next message.
     Continue([Message; 2]),
     /// Send this; the consumer belongs to the pool.
-    Welcome(Message, Hello),
+    Welcome(Message, ConnKey),
     /// Say why, and close.
     Refuse(RejectCode),
 }
 
 impl ProducerHandshake {
-    /// `challenge` and `conn` are fresh random bytes.
-    pub(crate) fn new(ours: Hello, challenge: [u8; 32], conn: [u8; 16]) -> Self {
+    /// `challenge` is fresh random bytes; `session` is what the connection will be called.
+    pub(crate) fn new(ours: Hello, challenge: [u8; 32], session: u64, binding: Binding) -> Self {
         Self {
             ours,
             challenge,
-            conn,
+            session,
+            binding,
             theirs: None,
         }
     }
@@ -79,17 +86,16 @@ impl ProducerHandshake {
             consumer,
             producer: self.ours,
             challenge: self.challenge,
+            binding: self.binding,
         };
         if !secret.is_consumer(&transcript, mac) {
             return Answer::Refuse(RejectCode::Unauthorized);
         }
         let mac = secret.producer_proof(&transcript);
+        let session = self.session;
         Answer::Welcome(
-            Message::Welcome {
-                mac,
-                conn: self.conn,
-            },
-            consumer,
+            Message::Welcome { mac, session },
+            secret.conn_key(&transcript),
         )
     }
 }
@@ -97,9 +103,18 @@ impl ProducerHandshake {
 /// The consumer's side, from the moment its own hello is sent.
 #[derive(Debug)]
 pub(crate) enum ConsumerHandshake {
-    Greeted { ours: Hello },
-    Introduced { ours: Hello, theirs: Hello },
-    Proved { transcript: Transcript },
+    Greeted {
+        ours: Hello,
+        binding: Binding,
+    },
+    Introduced {
+        ours: Hello,
+        theirs: Hello,
+        binding: Binding,
+    },
+    Proved {
+        transcript: Transcript,
+    },
 }
 
 /// What the consumer does after a message.
@@ -109,8 +124,8 @@ pub(crate) enum Step {
     Wait(ConsumerHandshake),
     /// Send this and wait for the next message.
     Reply(Message, ConsumerHandshake),
-    /// The producer belongs to the pool, and this token ties data connections to this one.
-    Done([u8; 16]),
+    /// The producer belongs to the pool. It calls the connection so, and this key ties data connections to it.
+    Done(u64, ConnKey),
 }
 
 impl ConsumerHandshake {
@@ -121,17 +136,29 @@ impl ConsumerHandshake {
     ) -> Result<Step, TransferError> {
         match (self, message) {
             (_, Message::GoAway { code }) => Err(TransferError::Rejected(code)),
-            (Self::Greeted { ours }, Message::Hello(theirs)) => {
+            (Self::Greeted { ours, binding }, Message::Hello(theirs)) => {
                 if theirs.fingerprint != ours.fingerprint {
                     return Err(TransferError::Rejected(RejectCode::Fingerprint));
                 }
-                Ok(Step::Wait(Self::Introduced { ours, theirs }))
+                Ok(Step::Wait(Self::Introduced {
+                    ours,
+                    theirs,
+                    binding,
+                }))
             }
-            (Self::Introduced { ours, theirs }, Message::Challenge { nonce: challenge }) => {
+            (
+                Self::Introduced {
+                    ours,
+                    theirs,
+                    binding,
+                },
+                Message::Challenge { nonce: challenge },
+            ) => {
                 let transcript = Transcript {
                     consumer: ours,
                     producer: theirs,
                     challenge,
+                    binding,
                 };
                 let mac = secret.consumer_proof(&transcript);
                 Ok(Step::Reply(
@@ -139,10 +166,10 @@ impl ConsumerHandshake {
                     Self::Proved { transcript },
                 ))
             }
-            (Self::Proved { transcript }, Message::Welcome { mac, conn }) => {
+            (Self::Proved { transcript }, Message::Welcome { mac, session }) => {
                 let is_ours = secret.is_producer(&transcript, &mac);
                 if is_ours {
-                    Ok(Step::Done(conn))
+                    Ok(Step::Done(session, secret.conn_key(&transcript)))
                 } else {
                     Err(TransferError::Impostor)
                 }
@@ -159,21 +186,39 @@ impl ConsumerHandshake {
 mod tests {
     use super::*;
 
-    const CONN: [u8; 16] = [4; 16];
+    const SESSION: u64 = 4;
 
     fn secret(byte: u8) -> Secret {
         Secret::new(&[byte; 32]).unwrap()
     }
 
+    /// What one side brings.
+    struct Side {
+        secret: Secret,
+        fingerprint: u64,
+        binding: Binding,
+    }
+
+    fn side(secret_byte: u8) -> Side {
+        Side {
+            secret: secret(secret_byte),
+            fingerprint: 5,
+            binding: [6; 32],
+        }
+    }
+
     /// Runs both machines against each other until one says something final.
-    fn run(consumer: &Secret, producer: &Secret, fingerprints: [u64; 2]) -> (Answer, Option<Step>) {
-        let ours = hello(1, fingerprints[0], [1; 16], 2);
-        let mut p = ProducerHandshake::new(hello(2, fingerprints[1], [2; 16], 2), [3; 32], CONN);
+    fn run(consumer: &Side, producer: &Side) -> (Answer, Option<Step>) {
+        let ours = hello(1, consumer.fingerprint, [1; 16], 2);
+        let theirs = hello(2, producer.fingerprint, [2; 16], 2);
+        let mut p = ProducerHandshake::new(theirs, [3; 32], SESSION, producer.binding);
+        let binding = consumer.binding;
+        let (consumer, producer) = (&consumer.secret, &producer.secret);
         let answer = p.on_message(producer, &Message::Hello(ours));
         let Answer::Continue([hello, challenge]) = answer else {
             return (answer, None);
         };
-        let c = ConsumerHandshake::Greeted { ours };
+        let c = ConsumerHandshake::Greeted { ours, binding };
         let Ok(Step::Wait(c)) = c.on_message(consumer, hello) else {
             panic!("hello refused")
         };
@@ -190,21 +235,35 @@ mod tests {
 
     #[test]
     fn two_sides_with_the_same_secret_and_model_agree() {
-        let (answer, step) = run(&secret(1), &secret(1), [5, 5]);
-        assert!(matches!(answer, Answer::Welcome(_, theirs) if theirs.boot_id == 1));
-        assert!(matches!(step, Some(Step::Done(CONN))));
+        let (answer, step) = run(&side(1), &side(1));
+        let (Answer::Welcome(_, theirs), Some(Step::Done(SESSION, ours))) = (answer, step) else {
+            panic!("they do not agree")
+        };
+        assert!(theirs.is_attach(&[7; 32], &ours.attach_proof(&[7; 32])));
     }
 
     #[test]
     fn a_consumer_without_the_secret_is_refused() {
-        let (answer, _) = run(&secret(1), &secret(2), [5, 5]);
-        assert_eq!(answer, Answer::Refuse(RejectCode::Unauthorized));
+        let (answer, _) = run(&side(1), &side(2));
+        assert!(matches!(answer, Answer::Refuse(RejectCode::Unauthorized)));
+    }
+
+    #[test]
+    fn two_sides_that_see_different_connections_have_somebody_between_them() {
+        for binding in [[7; 32], [0; 32]] {
+            let (answer, _) = run(&side(1), &Side { binding, ..side(1) });
+            assert!(matches!(answer, Answer::Refuse(RejectCode::Unauthorized)));
+        }
     }
 
     #[test]
     fn another_model_is_refused_before_any_proof() {
-        let (answer, _) = run(&secret(1), &secret(1), [5, 6]);
-        assert_eq!(answer, Answer::Refuse(RejectCode::Fingerprint));
+        let other = Side {
+            fingerprint: 6,
+            ..side(1)
+        };
+        let (answer, _) = run(&side(1), &other);
+        assert!(matches!(answer, Answer::Refuse(RejectCode::Fingerprint)));
     }
 
     #[test]
@@ -214,28 +273,33 @@ mod tests {
             consumer: ours,
             producer: theirs,
             challenge: [0; 32],
+            binding: [0; 32],
         };
         // The consumer's own proof, reflected, must not do.
         let mac = secret(1).consumer_proof(&transcript);
-        let result = ConsumerHandshake::Proved { transcript }
-            .on_message(&secret(1), Message::Welcome { mac, conn: CONN });
+        let result = ConsumerHandshake::Proved { transcript }.on_message(
+            &secret(1),
+            Message::Welcome {
+                mac,
+                session: SESSION,
+            },
+        );
         assert_eq!(result.unwrap_err(), TransferError::Impostor);
     }
 
     #[test]
     fn messages_out_of_order_are_refused() {
-        let mut p = ProducerHandshake::new(hello(2, 5, [2; 16], 2), [3; 32], CONN);
+        let mut p = ProducerHandshake::new(hello(2, 5, [2; 16], 2), [3; 32], SESSION, [0; 32]);
         let auth = Message::Auth { mac: [0; 32] };
-        assert_eq!(
-            p.on_message(&secret(1), &auth),
-            Answer::Refuse(RejectCode::Malformed)
-        );
+        let answer = p.on_message(&secret(1), &auth);
+        assert!(matches!(answer, Answer::Refuse(RejectCode::Malformed)));
         let c = ConsumerHandshake::Greeted {
             ours: hello(1, 5, [1; 16], 2),
+            binding: [0; 32],
         };
         let welcome = Message::Welcome {
             mac: [0; 32],
-            conn: CONN,
+            session: SESSION,
         };
         assert!(matches!(
             c.on_message(&secret(1), welcome),

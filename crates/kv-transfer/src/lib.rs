@@ -10,9 +10,11 @@
 //! yields data; every wait has a deadline and every buffer a bound; nothing that a peer sends panics.
 //!
 //! Decisions are pure state machines (`handshake`, `lease`, `control`, `outgoing`, `holdings`, `fetch`, `incoming`,
-//! `geometry`, `wire`); `server` and `client` are threads and blocking sockets around them. Not here: what to do without KV (the
-//! engine recomputes), and encryption (the secret authenticates and the checksums catch accidents; on a network where
-//! others can alter packets, run it inside a tunnel).
+//! `geometry`, `wire`); `server` and `client` are threads and blocking sockets around them. Not here: what to do without KV
+//! (the engine recomputes).
+//!
+//! The secret authenticates, and checksums catch accidents. On a network where others can read or alter packets both sides
+//! turn on TLS, which needs no certificates: the proofs of the secret hold only between the two ends of one TLS connection.
 #![forbid(unsafe_code)]
 
 mod checksum;
@@ -36,6 +38,7 @@ mod server;
 #[cfg(test)]
 mod simulation;
 mod sockets;
+mod tls;
 pub mod wire;
 
 pub use client::{

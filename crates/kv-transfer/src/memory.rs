@@ -4,12 +4,12 @@ use std::io;
 
 use baton_shm::{View, knock};
 
-/// Asks a producer for its memory, with the token of a control connection.
+/// Asks a producer for its memory, with the password that its end of a control connection knows too.
 ///
 /// # Errors
 /// When it is on another machine, or does not share.
-pub(crate) fn view(boot_id: u64, conn: &[u8; 16]) -> io::Result<View> {
-    View::open(&knock(&door_name(boot_id), conn)?)
+pub(crate) fn view(boot_id: u64, password: &[u8; 16]) -> io::Result<View> {
+    View::open(&knock(&door_name(boot_id), password)?)
 }
 
 /// Nobody can guess it before the producer has the name, so whoever answers there is the producer.

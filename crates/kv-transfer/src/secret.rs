@@ -1,4 +1,5 @@
-//! The pool's secret, and what is derived from it: lease tokens and the proofs of a handshake.
+//! The pool's secret, and what is derived from it: lease tokens, the proofs of a handshake, and the key that the two ends
+//! of a control connection share from then on.
 //!
 //! Nothing here shows the secret: it has no accessor, and its `Debug` prints stars. Each use of the secret has a
 //! label of its own, so that what proves one thing can never be replayed to prove another.
@@ -17,6 +18,17 @@ pub const MIN_SECRET_LEN: usize = 16;
 const LEASE_LABEL: &[u8] = b"kvx1 lease";
 const CONSUMER_LABEL: &[u8] = b"kvx1 consumer";
 const PRODUCER_LABEL: &[u8] = b"kvx1 producer";
+const CONN_LABEL: &[u8] = b"kvx1 connection";
+const ATTACH_LABEL: &[u8] = b"kvx1 attach";
+const ATTACHED_LABEL: &[u8] = b"kvx1 attached";
+const DOOR_LABEL: &[u8] = b"kvx1 door";
+
+/// What tells a connection from every other one as both of its ends see it, and from what either end sees if somebody sits
+/// between them: TLS's exporter value, or zeros without TLS.
+pub(crate) type Binding = [u8; 32];
+
+/// Without TLS nothing tells a connection from others.
+pub(crate) const UNBOUND: Binding = [0; 32];
 
 /// What all servers that may exchange KV share.
 #[derive(Clone)]
@@ -49,10 +61,12 @@ impl Secret {
     }
 
     fn mac(&self, label: &[u8], parts: &[&[u8]]) -> Hmac<Sha256> {
-        let mut mac = self.0.clone();
-        mac.update(label);
-        parts.iter().for_each(|part| mac.update(part));
-        mac
+        mac(&self.0, label, parts)
+    }
+
+    /// What only the two ends of the control connection with this transcript know. It is never sent.
+    pub(crate) fn conn_key(&self, transcript: &Transcript) -> ConnKey {
+        ConnKey(self.mac(CONN_LABEL, &[&transcript.bytes()]))
     }
 
     pub(crate) fn lease_token(&self, lease: &LeaseClaim, nonce: [u8; 16]) -> LeaseToken {
@@ -96,6 +110,68 @@ impl Secret {
     }
 }
 
+fn mac(key: &Hmac<Sha256>, label: &[u8], parts: &[&[u8]]) -> Hmac<Sha256> {
+    let mut mac = key.clone();
+    mac.update(label);
+    parts.iter().for_each(|part| mac.update(part));
+    mac
+}
+
+/// Ties data connections, and looks into shared memory, to a control connection whose ends have proved themselves.
+///
+/// A proof is worth something only on the connection that it was made for: whoever gets hold of one, as the far end of a
+/// connection that he has diverted, can neither use it on another nor answer it.
+pub(crate) struct ConnKey(Hmac<Sha256>);
+
+impl fmt::Debug for ConnKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ConnKey(***)")
+    }
+}
+
+impl ConnKey {
+    /// The consumer's proof on a data connection.
+    pub(crate) fn attach_proof(&self, binding: &Binding) -> [u8; 32] {
+        self.attach(binding).finalize().into_bytes().into()
+    }
+
+    pub(crate) fn is_attach(&self, binding: &Binding, proof: &[u8; 32]) -> bool {
+        self.attach(binding).verify_slice(proof).is_ok()
+    }
+
+    /// The producer's proof on the data connection that it numbers `stream`.
+    pub(crate) fn attached_proof(&self, binding: &Binding, stream: u16) -> [u8; 32] {
+        self.attached(binding, stream)
+            .finalize()
+            .into_bytes()
+            .into()
+    }
+
+    pub(crate) fn is_attached(&self, binding: &Binding, stream: u16, proof: &[u8; 32]) -> bool {
+        self.attached(binding, stream).verify_slice(proof).is_ok()
+    }
+
+    /// What opens the door to shared memory.
+    pub(crate) fn password(&self) -> [u8; 16] {
+        let mac = mac(&self.0, DOOR_LABEL, &[]).finalize().into_bytes();
+        std::array::from_fn(|i| mac[i])
+    }
+
+    pub(crate) fn is_password(&self, password: &[u8; 16]) -> bool {
+        mac(&self.0, DOOR_LABEL, &[])
+            .verify_truncated_left(password)
+            .is_ok()
+    }
+
+    fn attach(&self, binding: &Binding) -> Hmac<Sha256> {
+        mac(&self.0, ATTACH_LABEL, &[binding])
+    }
+
+    fn attached(&self, binding: &Binding, stream: u16) -> Hmac<Sha256> {
+        mac(&self.0, ATTACHED_LABEL, &[binding, &stream.to_le_bytes()])
+    }
+}
+
 /// What a lease token is bound to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LeaseClaim {
@@ -111,20 +187,22 @@ impl LeaseClaim {
     }
 }
 
-/// What both sides of a handshake have said; each proof covers all of it.
+/// What both sides of a handshake have said, and where; each proof covers all of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Transcript {
     pub(crate) consumer: Hello,
     pub(crate) producer: Hello,
     pub(crate) challenge: [u8; 32],
+    pub(crate) binding: Binding,
 }
 
 impl Transcript {
     fn bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(128);
+        let mut bytes = Vec::with_capacity(160);
         self.consumer.encode_body(&mut bytes);
         self.producer.encode_body(&mut bytes);
         bytes.extend(self.challenge);
+        bytes.extend(self.binding);
         bytes
     }
 }
@@ -185,8 +263,7 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_proof_of_one_side_does_not_pass_for_the_others() {
+    fn transcript() -> Transcript {
         let hello = Hello {
             boot_id: 1,
             fingerprint: 2,
@@ -195,20 +272,60 @@ mod tests {
             streams: 5,
             features: 0,
         };
-        let transcript = Transcript {
+        Transcript {
             consumer: hello,
             producer: hello,
             challenge: [7; 32],
-        };
+            binding: [8; 32],
+        }
+    }
+
+    #[test]
+    fn the_proof_of_one_side_does_not_pass_for_the_others() {
+        let transcript = transcript();
         let ours = secret(b"sixteen bytes...");
         assert!(ours.is_consumer(&transcript, &ours.consumer_proof(&transcript)));
         assert!(ours.is_producer(&transcript, &ours.producer_proof(&transcript)));
         assert!(!ours.is_producer(&transcript, &ours.consumer_proof(&transcript)));
-        let other = Transcript {
-            challenge: [8; 32],
-            ..transcript
-        };
-        assert!(!ours.is_consumer(&other, &ours.consumer_proof(&transcript)));
+        let (other, elsewhere) = (
+            Transcript {
+                challenge: [8; 32],
+                ..transcript
+            },
+            Transcript {
+                binding: [0; 32],
+                ..transcript
+            },
+        );
+        for other in [other, elsewhere] {
+            assert!(!ours.is_consumer(&other, &ours.consumer_proof(&transcript)));
+            assert!(!ours.is_producer(&other, &ours.producer_proof(&transcript)));
+        }
+    }
+
+    #[test]
+    fn what_proves_a_data_connection_proves_no_other_and_not_its_other_end() {
+        let ours = secret(b"sixteen bytes...");
+        let key = ours.conn_key(&transcript());
+        let others = [
+            ours.conn_key(&Transcript {
+                binding: [0; 32],
+                ..transcript()
+            }),
+            secret(b"another sixteen.").conn_key(&transcript()),
+        ];
+        let (here, there) = ([1; 32], [2; 32]);
+        let (attach, attached) = (key.attach_proof(&here), key.attached_proof(&here, 3));
+        assert!(key.is_attach(&here, &attach) && key.is_attached(&here, 3, &attached));
+        assert!(!key.is_attach(&there, &attach) && !key.is_attached(&there, 3, &attached));
+        assert!(!key.is_attached(&here, 4, &attached));
+        assert!(!key.is_attach(&here, &attached) && !key.is_attached(&here, 3, &attach));
+        assert!(key.is_password(&key.password()) && !key.is_password(&[0; 16]));
+        for other in others {
+            assert!(!other.is_attach(&here, &attach) && !other.is_attached(&here, 3, &attached));
+            assert!(!other.is_password(&key.password()));
+        }
+        assert_eq!(format!("{key:?}"), "ConnKey(***)");
     }
 
     #[test]

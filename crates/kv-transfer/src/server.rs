@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use baton_kv::{BlockId, Fingerprint, KvLayout, KvTransferParams, Kvx, LeaseToken, UUID_LIMIT};
 use baton_shm::{Arena, Door, Room};
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use rustls::ServerConfig;
 
 use crate::RejectCode;
 use crate::control::Terms;
@@ -27,6 +28,7 @@ use crate::geometry::Shard;
 use crate::lease::{LeaseTable, LeaseTerms};
 use crate::memory::door_name;
 use crate::secret::{Secret, fingerprint};
+use crate::tls;
 use crate::wire::MAX_CHUNK;
 use connection::Session;
 use stats::Counters;
@@ -60,6 +62,8 @@ pub struct KvServerConfig {
     pub pool_bytes: u64,
     /// Whether consumers on this machine may read that memory in place of a socket.
     pub shares_memory: bool,
+    /// Whether connections are encrypted. Consumers that do otherwise are refused.
+    pub tls: bool,
     /// Life of a lease without heartbeats.
     pub lease_ttl: Duration,
     /// Life of a lease whatever heartbeats come.
@@ -91,6 +95,7 @@ impl KvServerConfig {
             tensor_parallel: 1,
             pool_bytes: 1 << 30,
             shares_memory: true,
+            tls: false,
             lease_ttl: Duration::from_secs(15),
             lease_cap: Duration::from_secs(600),
             max_connections: 1024,
@@ -160,13 +165,14 @@ pub struct KvServer {
 #[derive(Debug)]
 struct Shared {
     cfg: KvServerConfig,
+    tls: Option<Arc<ServerConfig>>,
     terms: Arc<Terms>,
     addr: SocketAddr,
     arena: Arc<Arena>,
     leases: Mutex<LeaseTable<Room>>,
     leases_changed: Condvar,
-    /// Sessions by connection token.
-    sessions: Mutex<BTreeMap<[u8; 16], Arc<Session>>>,
+    /// Sessions by name.
+    sessions: Mutex<BTreeMap<u64, Arc<Session>>>,
     /// All sockets, to hang up on at the end.
     sockets: Mutex<BTreeMap<u64, TcpStream>>,
     pending: AtomicUsize,
@@ -343,6 +349,7 @@ impl Shared {
         };
         Ok(Self {
             arena: Arena::new(usize::try_from(cfg.pool_bytes).unwrap_or(usize::MAX))?,
+            tls: cfg.tls.then(tls::producer).transpose()?,
             cfg,
             terms: Arc::new(terms),
             addr,
@@ -395,6 +402,7 @@ impl Shared {
                 // Whoever publishes knows the prompt.
                 ph: None,
                 early: true,
+                tls: self.cfg.tls,
             }),
         })
     }
@@ -436,8 +444,9 @@ impl Shared {
             return;
         };
         while !self.is_stopping() {
-            let answered = door.answer(file, |conn| {
-                let session = self.sessions.lock().get(conn).cloned();
+            let answered = door.answer(file, |password| {
+                let sessions: Vec<_> = self.sessions.lock().values().cloned().collect();
+                let session = sessions.iter().find(|session| session.opens_to(password));
                 session.is_some_and(|session| session.show_memory())
             });
             if let Err(error) = answered {

@@ -4,7 +4,7 @@
 //! panics whatever a peer sends. Not here: which message may follow which (`handshake`, `control`, `receive`).
 //!
 //! ```text
-//! preface       magic "KVX1" | role u8 | flags u8 | version u16                              8 bytes
+//! preface       magic "KVX1" | role u8 | flags u8 (1: TLS) | version u16                     8 bytes
 //! frame         body length u32 | kind u8 | flags u8 | stream u16 | body                     8 bytes + body
 //! chunk header  magic u16 | version u8 | flags u8 | xfer u32 | chunk u32 | length u32
 //!               | offset u64 | crc32c of payload u32 | crc32c of the 28 bytes before u32    32 bytes, then payload
@@ -113,11 +113,13 @@ pub enum Role {
     Data,
 }
 
-/// The first bytes of every connection, sent by the side that connects.
+/// The first bytes of every connection, sent by the side that connects. They are never encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preface {
     /// What the connection is for.
     pub role: Role,
+    /// Whether all that follows is TLS.
+    pub is_tls: bool,
 }
 
 impl Preface {
@@ -130,31 +132,31 @@ impl Preface {
         };
         let [m0, m1, m2, m3] = PREFACE_MAGIC;
         let [v0, v1] = VERSION.to_le_bytes();
-        [m0, m1, m2, m3, role, 0, v0, v1]
+        [m0, m1, m2, m3, role, u8::from(self.is_tls), v0, v1]
     }
 }
 
 /// Reads a preface.
 ///
 /// # Errors
-/// When the peer speaks another protocol or version, or names an unknown role. Flags are ignored.
+/// When the peer speaks another protocol or version, or names an unknown role. Unknown flags are ignored.
 pub fn decode_preface(bytes: &[u8]) -> Result<Preface, WireError> {
     let mut c = Cursor::new("preface", bytes);
     if c.array()? != PREFACE_MAGIC {
         return Err(WireError::Magic { what: "preface" });
     }
-    let (role, _flags, version) = (c.u8()?, c.u8()?, c.u16()?);
+    let (role, flags, version) = (c.u8()?, c.u8()?, c.u16()?);
     c.end()?;
     if version != VERSION {
         return Err(WireError::Version { version });
     }
-    match role {
-        0 => Ok(Preface {
-            role: Role::Control,
-        }),
-        1 => Ok(Preface { role: Role::Data }),
-        role => Err(WireError::Role { role }),
-    }
+    let role = match role {
+        0 => Role::Control,
+        1 => Role::Data,
+        role => return Err(WireError::Role { role }),
+    };
+    let is_tls = flags & 1 == 1;
+    Ok(Preface { role, is_tls })
 }
 
 /// What precedes the body of a control frame.
@@ -354,9 +356,11 @@ mod tests {
             hello(),
             any::<[u8; 32]>().prop_map(|nonce| Message::Challenge { nonce }),
             any::<[u8; 32]>().prop_map(|mac| Message::Auth { mac }),
-            any::<([u8; 32], [u8; 16])>().prop_map(|(mac, conn)| Message::Welcome { mac, conn }),
-            any::<[u8; 16]>().prop_map(|conn| Message::Attach { conn }),
-            any::<u16>().prop_map(|stream| Message::Attached { stream }),
+            any::<([u8; 32], u64)>().prop_map(|(mac, session)| Message::Welcome { mac, session }),
+            any::<(u64, [u8; 32])>()
+                .prop_map(|(session, proof)| Message::Attach { session, proof }),
+            any::<(u16, [u8; 32])>()
+                .prop_map(|(stream, proof)| Message::Attached { stream, proof }),
         ]
     }
 
@@ -458,14 +462,20 @@ mod tests {
     }
 
     #[test]
-    fn a_preface_names_role_and_version() {
-        for role in [Role::Control, Role::Data] {
-            assert_eq!(
-                decode_preface(&Preface { role }.encode()),
-                Ok(Preface { role })
-            );
+    fn a_preface_names_role_encryption_and_version() {
+        let data = Preface {
+            role: Role::Data,
+            is_tls: false,
+        };
+        for (role, is_tls) in [
+            (Role::Control, false),
+            (Role::Control, true),
+            (Role::Data, true),
+        ] {
+            let preface = Preface { role, is_tls };
+            assert_eq!(decode_preface(&preface.encode()), Ok(preface));
         }
-        let mut bytes = Preface { role: Role::Data }.encode();
+        let mut bytes = data.encode();
         bytes[6] = 9;
         assert_eq!(
             decode_preface(&bytes),

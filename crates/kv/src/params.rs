@@ -74,6 +74,9 @@ pub struct Kvx {
     /// Whether the KV is still being computed; the block ids are not known then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub early: bool,
+    /// Whether the producer's connections are encrypted. A consumer that does otherwise need not ask.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tls: bool,
 }
 
 /// A capability for one lease: 16 bytes of nonce, 16 of authentication code; base64url without padding in JSON.
@@ -408,6 +411,7 @@ mod tests {
                 ttl_ms: 15_000,
                 ph: Some(Fingerprint::of_tokens(&[1, 2, 3])),
                 early: false,
+                tls: true,
             }),
         }
     }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::TcpStream;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use parking_lot::Mutex;
 use super::link::Lease;
 use super::memory::Buffer;
 use crate::TransferError;
-use crate::net::hang_up;
+use crate::net::Socket;
 
 /// What a transfer brought. Its memory counts against the client's budget until it is dropped.
 #[derive(Debug)]
@@ -101,7 +100,7 @@ impl Drop for PullGuard {
 pub(super) struct Cancel {
     is_cancelled: AtomicBool,
     /// By the number of the data connection.
-    sockets: Mutex<BTreeMap<u16, TcpStream>>,
+    sockets: Mutex<BTreeMap<u16, Arc<Socket>>>,
 }
 
 impl Cancel {
@@ -111,14 +110,14 @@ impl Cancel {
 
     fn cancel(&self) {
         self.is_cancelled.store(true, Ordering::SeqCst);
-        self.sockets.lock().values().for_each(hang_up);
+        self.sockets.lock().values().for_each(|s| s.hang_up());
     }
 
     /// From now on cancelling hangs up on the data connection; until [`disarm`](Self::disarm).
-    pub(super) fn arm(&self, number: u16, socket: TcpStream) {
+    pub(super) fn arm(&self, number: u16, socket: Arc<Socket>) {
         let mut armed = self.sockets.lock();
         if self.is_cancelled() {
-            hang_up(&socket);
+            socket.hang_up();
         }
         armed.insert(number, socket);
     }

@@ -16,7 +16,6 @@ use super::job::Job;
 use super::session::Session;
 use crate::geometry::Shard;
 use crate::holdings::{Holdings, News};
-use crate::net::hang_up;
 use crate::server::spawn;
 use crate::wire::Message;
 use crate::{RejectCode, TransferError};
@@ -332,7 +331,6 @@ impl Peer {
             .err()
             .unwrap_or(TransferError::Closed);
         session.end(why);
-        hang_up(&session.control);
         // It ends because the connection has.
         let _ = reader.join();
     }

@@ -4,8 +4,8 @@
 //! what follows from a failure is [`Fetch`]'s to decide; here are the threads, sockets and waits around it.
 
 use std::io;
-use std::net::TcpStream;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::{self, ScopedJoinHandle};
@@ -21,7 +21,7 @@ use crate::checksum::Checksum;
 use crate::fetch::{Closed, Fetch, Limits, Loan, Next, Origin, Wanted, cause, join};
 use crate::geometry::{Piece, stripes};
 use crate::incoming::Verdict;
-use crate::net::{kind, read_some};
+use crate::net::{Socket, kind};
 use crate::server::STACK_BYTES;
 use crate::wire::{CHUNK_HEADER_LEN, ChunkHeader, MEMORY, Message, Selection, WireError};
 
@@ -222,26 +222,17 @@ impl<'a> Pull<'a> {
             return self.transfer(&session, way, fetch, buffer)?.result;
         }
         let stream = session.stream(self.shared, self.deadline, stopped)?;
-        let ended = self.armed(&stream).and_then(|()| {
-            let way = Way::Socket(&stream);
-            self.transfer(&session, way, fetch, buffer)
-        });
+        let cancel = &self.job.cancel;
+        cancel.arm(stream.number, Arc::clone(&stream.socket));
+        let ended = self.transfer(&session, Way::Socket(&stream), fetch, buffer);
         let is_clean = ended.as_ref().is_ok_and(|closed| closed.is_clean);
-        if self.job.cancel.disarm(stream.number) && is_clean {
+        if cancel.disarm(stream.number) && is_clean {
             session.give_back(stream);
         } else {
             drop(stream);
             session.forget_stream();
         }
         ended?.result
-    }
-
-    /// Cancelling hangs up on the stream from now on.
-    fn armed(&self, stream: &DataStream) -> Result<(), TransferError> {
-        let socket = stream.socket.try_clone();
-        let socket = socket.map_err(|error| TransferError::Broken(kind(&error)))?;
-        self.job.cancel.arm(stream.number, socket);
-        Ok(())
     }
 
     /// # Errors
@@ -394,7 +385,7 @@ impl Wire<'_> {
     /// Receives one chunk and has it judged.
     fn chunk(
         &self,
-        socket: &TcpStream,
+        socket: &Socket,
         fetch: &mut Fetch,
         buffer: &mut [u8],
     ) -> Result<(), TransferError> {
@@ -426,12 +417,14 @@ impl Wire<'_> {
 }
 
 /// Fills `buf` and returns its checksum, computed while the bytes are still in the cache.
-fn receive(socket: &TcpStream, fetch: &Fetch, buf: &mut [u8]) -> Result<u32, TransferError> {
+fn receive(socket: &Socket, fetch: &Fetch, buf: &mut [u8]) -> Result<u32, TransferError> {
     let mut sum = Checksum::new();
     let mut filled = 0;
     while filled < buf.len() {
         let end = buf.len().min(filled + READ_BYTES);
-        let n = read_some(socket, &mut buf[filled..end]).map_err(|e| fetch.unread(kind(&e)))?;
+        let n = socket
+            .read(&mut buf[filled..end])
+            .map_err(|e| fetch.unread(kind(&e)))?;
         sum.add(&buf[filled..filled + n]);
         filled += n;
         if let Some(late) = fetch.late(Instant::now()) {

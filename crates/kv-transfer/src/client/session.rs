@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
 
@@ -13,9 +14,10 @@ use super::Shared;
 use crate::TransferError;
 use crate::handshake::{ConsumerHandshake, Step, hello};
 use crate::memory;
-use crate::net::{FrameError, hang_up, is_closed, kind, read_frame, remaining, write_frame};
+use crate::net::{FrameError, Socket, kind, remaining};
+use crate::secret::ConnKey;
 use crate::server::random;
-use crate::sockets::watch_over;
+use crate::tls;
 use crate::wire::{Lent, MAX_BODY, MAX_BODY_BEFORE_AUTH, Message, Preface, Role, WireError};
 
 /// Addresses of one name that are tried.
@@ -27,10 +29,10 @@ const MAX_EVENTS: usize = 8;
 #[derive(Debug)]
 pub(super) struct Session {
     addr: SocketAddr,
-    conn: [u8; 16],
-    pub(super) control: TcpStream,
-    /// Held while a frame is written.
-    writing: Mutex<()>,
+    /// The producer's name of it.
+    name: u64,
+    key: ConnKey,
+    control: Socket,
     transfers: Mutex<Transfers>,
     streams: Mutex<Streams>,
     stream_freed: Condvar,
@@ -49,7 +51,7 @@ struct Transfers {
 struct Running {
     events: SyncSender<Message>,
     /// What a worker is blocked on, other than the messages.
-    socket: Option<TcpStream>,
+    socket: Option<Arc<Socket>>,
     is_accepted: bool,
 }
 
@@ -63,11 +65,25 @@ struct Streams {
 #[derive(Debug)]
 pub(super) struct DataStream {
     pub(super) number: u16,
-    pub(super) socket: TcpStream,
+    pub(super) socket: Arc<Socket>,
 }
 
 fn io_error(error: &io::Error) -> TransferError {
-    TransferError::Broken(kind(error))
+    match tls::cause(error) {
+        Some(error) if tls::is_plain(error) => encryption_differs(true),
+        Some(error) => TransferError::Tls(error.to_string()),
+        None => TransferError::Broken(kind(error)),
+    }
+}
+
+/// One side uses TLS and the other does not.
+pub(super) fn encryption_differs(we_do: bool) -> TransferError {
+    let how = |is_tls| if is_tls { "TLS" } else { "none" }.to_owned();
+    TransferError::Mismatch {
+        what: "encryption",
+        ours: how(we_do),
+        theirs: how(!we_do),
+    }
 }
 
 impl From<FrameError> for TransferError {
@@ -99,18 +115,19 @@ impl Session {
         Err(last)
     }
 
-    fn greet(shared: &Shared, control: TcpStream, addr: SocketAddr) -> Result<Self, TransferError> {
+    fn greet(shared: &Shared, tcp: TcpStream, addr: SocketAddr) -> Result<Self, TransferError> {
         let deadline = Instant::now() + shared.cfg.idle_timeout;
-        prepare(&control, shared, Role::Control).map_err(|e| io_error(&e))?;
+        let control = prepare(tcp, shared, Role::Control, deadline).map_err(|e| io_error(&e))?;
         let n_streams = u16::try_from(shared.cfg.n_streams).unwrap_or(u16::MAX);
         let nonce = random().map_err(|_| TransferError::Broken(io::ErrorKind::Other))?;
         let ours = hello(shared.boot_id, shared.fingerprint, nonce, n_streams);
-        let say = |message: &Message| write_frame(&control, 0, message).map_err(|e| io_error(&e));
+        let say = |message: &Message| control.write_frame(0, message).map_err(|e| io_error(&e));
         say(&Message::Hello(ours))?;
-        let mut state = ConsumerHandshake::Greeted { ours };
+        let binding = control.binding();
+        let mut state = ConsumerHandshake::Greeted { ours, binding };
         let mut boot_id = 0;
-        let conn = loop {
-            let (_, message) = read_frame(&control, MAX_BODY_BEFORE_AUTH, deadline)?;
+        let (name, key) = loop {
+            let (_, message) = control.read_frame(MAX_BODY_BEFORE_AUTH, deadline)?;
             if let Message::Hello(theirs) = &message {
                 boot_id = theirs.boot_id;
             }
@@ -120,18 +137,19 @@ impl Session {
                     say(&reply)?;
                     next
                 }
-                Step::Done(conn) => break conn,
+                Step::Done(name, key) => break (name, key),
             };
         };
+        control.trust();
         let may_share = shared.cfg.shares_memory;
         Ok(Self {
             memory: may_share
-                .then(|| memory::view(boot_id, &conn).ok())
+                .then(|| memory::view(boot_id, &key.password()).ok())
                 .flatten(),
             addr,
-            conn,
+            name,
+            key,
             control,
-            writing: Mutex::default(),
             transfers: Mutex::default(),
             streams: Mutex::default(),
             stream_freed: Condvar::new(),
@@ -140,16 +158,15 @@ impl Session {
 
     /// Writes a message; a connection that does not take it is ended.
     pub(super) fn say(&self, stream: u16, message: &Message) -> Result<(), TransferError> {
-        let _writing = self.writing.lock();
-        write_frame(&self.control, stream, message).map_err(|e| {
-            hang_up(&self.control);
+        self.control.write_frame(stream, message).map_err(|e| {
+            self.control.hang_up();
             io_error(&e)
         })
     }
 
     /// Reads the next message before `deadline`; those about transfers go to their workers.
     pub(super) fn listen(&self, deadline: Instant) -> Result<Option<Message>, TransferError> {
-        let (_, message) = read_frame(&self.control, MAX_BODY, deadline)?;
+        let (_, message) = self.control.read_frame(MAX_BODY, deadline)?;
         match &message {
             Message::Accept { xfer, .. }
             | Message::Lent(Lent { xfer, .. })
@@ -164,14 +181,14 @@ impl Session {
 
     /// The connection is gone: every worker learns it.
     pub(super) fn end(&self, why: TransferError) {
-        hang_up(&self.control);
+        self.control.hang_up();
         let mut transfers = self.transfers.lock();
         transfers.ended.get_or_insert(why);
         transfers
             .running
             .values()
             .filter_map(|running| running.socket.as_ref())
-            .for_each(hang_up);
+            .for_each(|socket| socket.hang_up());
         transfers.running.clear();
         drop(transfers);
         self.streams.lock().idle.clear();
@@ -191,8 +208,7 @@ impl Session {
         &self,
         stream: Option<&DataStream>,
     ) -> Result<(u32, Receiver<Message>), TransferError> {
-        let socket = stream.map(|stream| stream.socket.try_clone()).transpose();
-        let socket = socket.map_err(|e| io_error(&e))?;
+        let socket = stream.map(|stream| Arc::clone(&stream.socket));
         let (events, receiver) = sync_channel(MAX_EVENTS);
         let mut transfers = self.transfers.lock();
         if let Some(why) = &transfers.ended {
@@ -229,7 +245,7 @@ impl Session {
                 return Err(why);
             }
             while let Some(stream) = streams.idle.pop() {
-                if !is_closed(&stream.socket) {
+                if !stream.socket.is_closed() {
                     return Ok(stream);
                 }
                 streams.open -= 1;
@@ -255,17 +271,21 @@ impl Session {
 
     fn attach(&self, shared: &Shared, deadline: Instant) -> Result<DataStream, TransferError> {
         let deadline = deadline.min(Instant::now() + shared.cfg.idle_timeout);
-        let connect = || -> io::Result<TcpStream> {
+        let connect = || -> io::Result<Socket> {
             let patience = remaining(deadline)?.min(shared.cfg.connect_timeout);
-            let socket = TcpStream::connect_timeout(&self.addr, patience)?;
-            prepare(&socket, shared, Role::Data)?;
-            write_frame(&socket, 0, &Message::Attach { conn: self.conn })?;
+            let tcp = TcpStream::connect_timeout(&self.addr, patience)?;
+            let socket = prepare(tcp, shared, Role::Data, deadline)?;
+            let (session, proof) = (self.name, self.key.attach_proof(&socket.binding()));
+            socket.write_frame(0, &Message::Attach { session, proof })?;
             Ok(socket)
         };
         let socket = connect().map_err(|e| io_error(&e))?;
-        let (_, answer) = read_frame(&socket, MAX_BODY_BEFORE_AUTH, deadline)?;
+        let (_, answer) = socket.read_frame(MAX_BODY_BEFORE_AUTH, deadline)?;
         let number = match answer {
-            Message::Attached { stream } => stream,
+            Message::Attached { stream, proof } => {
+                let is_ours = self.key.is_attached(&socket.binding(), stream, &proof);
+                is_ours.then_some(stream).ok_or(TransferError::Impostor)?
+            }
             Message::GoAway { code } => return Err(TransferError::Rejected(code)),
             other => {
                 return Err(WireError::Unexpected {
@@ -275,8 +295,10 @@ impl Session {
             }
         };
         socket
-            .set_read_timeout(Some(shared.cfg.idle_timeout))
+            .set_read_timeout(shared.cfg.idle_timeout)
             .map_err(|e| io_error(&e))?;
+        socket.trust();
+        let socket = Arc::new(socket);
         Ok(DataStream { number, socket })
     }
 
@@ -306,15 +328,18 @@ impl Transfers {
         if (running.events.try_send(message).is_err() || is_late)
             && let Some(socket) = &running.socket
         {
-            hang_up(socket);
+            socket.hang_up();
         }
     }
 }
 
 /// What every connection needs first.
-fn prepare(stream: &TcpStream, shared: &Shared, role: Role) -> io::Result<()> {
-    use std::io::Write;
-    watch_over(stream, shared.cfg.idle_timeout)?;
-    let mut stream = stream;
-    stream.write_all(&Preface { role }.encode())
+fn prepare(tcp: TcpStream, shared: &Shared, role: Role, deadline: Instant) -> io::Result<Socket> {
+    let socket = Socket::new(tcp, shared.cfg.idle_timeout)?;
+    let is_tls = shared.tls.is_some();
+    socket.write(&Preface { role, is_tls }.encode())?;
+    match &shared.tls {
+        Some(tls) => socket.encrypted(tls::called(tls)?, deadline),
+        None => Ok(socket),
+    }
 }

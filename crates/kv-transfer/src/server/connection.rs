@@ -20,10 +20,9 @@ use crate::control::{Chunk, Content, Control, Work};
 use crate::geometry::{ChunkMap, Piece};
 use crate::handshake::{Answer, ProducerHandshake, hello};
 use crate::lease::SessionId;
-use crate::net::{
-    FrameError, hang_up, is_closed, read_by, read_frame, write_frame, write_slices_by,
-};
-use crate::sockets::watch_over;
+use crate::net::{FrameError, Socket, hang_up};
+use crate::secret::ConnKey;
+use crate::tls;
 use crate::wire::{
     ChunkHeader, MAX_BODY, MAX_BODY_BEFORE_AUTH, MAX_CHUNK, Message, PREFACE_LEN, Role,
     decode_preface,
@@ -41,8 +40,10 @@ const CHUNK_PATIENCE: u32 = 4;
 pub(super) struct Session {
     control: Mutex<Control<Room>>,
     changed: Condvar,
-    /// The control connection, for writing.
-    writer: Mutex<TcpStream>,
+    name: u64,
+    key: ConnKey,
+    /// The control connection.
+    socket: Socket,
 }
 
 impl Session {
@@ -50,6 +51,11 @@ impl Session {
         // Under the lock, so that a waiter is either before its check or in its wait.
         drop(self.control.lock());
         self.changed.notify_all();
+    }
+
+    /// Whether the consumer is the one who has this password to shared memory.
+    pub(super) fn opens_to(&self, password: &[u8; 16]) -> bool {
+        self.key.is_password(password)
     }
 
     /// The consumer sees our memory from now on; `false` if it is gone already.
@@ -83,9 +89,8 @@ impl Session {
 
     /// Writes to the control connection, and ends the session if that fails.
     fn say(&self, stream: u16, message: &Message) {
-        let writer = self.writer.lock();
-        if write_frame(&writer, stream, message).is_err() {
-            hang_up(&writer);
+        if self.socket.write_frame(stream, message).is_err() {
+            self.socket.hang_up();
         }
     }
 }
@@ -101,15 +106,14 @@ pub(super) fn admit(shared: &Arc<Shared>, id: u64, stream: TcpStream) -> Option<
     let shared = Arc::clone(shared);
     let serve = move || {
         let _entered = entered;
-        if let Err(error) = serve(&shared, id, &stream, pending) {
+        if let Err(error) = serve(&shared, id, stream, pending) {
             tracing::debug!(%error, "a transfer connection ended");
         }
-        hang_up(&stream);
     };
     spawn("kvx-serve", serve).ok()
 }
 
-/// A place among the connections; the server can hang up on it.
+/// A place among the connections; the server can hang up on it, and does at the end.
 struct Registered {
     shared: Arc<Shared>,
     id: u64,
@@ -131,7 +135,9 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.shared.sockets.lock().remove(&self.id);
+        if let Some(socket) = self.shared.sockets.lock().remove(&self.id) {
+            hang_up(&socket);
+        }
     }
 }
 
@@ -155,7 +161,7 @@ impl Drop for Pending {
 fn serve(
     shared: &Arc<Shared>,
     id: u64,
-    stream: &TcpStream,
+    stream: TcpStream,
     pending: Pending,
 ) -> Result<(), FrameError> {
     let deadline = Instant::now() + shared.cfg.auth_timeout;
@@ -163,13 +169,13 @@ fn serve(
     if shared.is_stopping() {
         return Ok(());
     }
-    watch_over(stream, shared.cfg.progress_timeout)?;
-    let proved = prove(shared, id, stream, deadline);
+    let socket = Socket::new(stream, shared.cfg.progress_timeout)?;
+    let proved = prove(shared, id, socket, deadline);
     drop(pending);
     match proved {
-        Ok(Proved::Control(token, session)) => serve_control(shared, stream, token, &session),
-        Ok(Proved::Data(number, session)) => {
-            serve_data(shared, stream, number, &session);
+        Ok(Proved::Control(session)) => serve_control(shared, &session),
+        Ok(Proved::Data(number, socket, session)) => {
+            serve_data(shared, &socket, number, &session);
             Ok(())
         }
         Err(error) => {
@@ -180,74 +186,88 @@ fn serve(
 }
 
 enum Proved {
-    Control([u8; 16], Arc<Session>),
-    Data(u16, Arc<Session>),
+    Control(Arc<Session>),
+    Data(u16, Socket, Arc<Session>),
 }
 
 fn prove(
     shared: &Arc<Shared>,
     id: u64,
-    stream: &TcpStream,
+    socket: Socket,
     deadline: Instant,
 ) -> Result<Proved, FrameError> {
     let mut preface = [0; PREFACE_LEN];
-    read_by(stream, &mut preface, deadline)?;
-    match decode_preface(&preface)?.role {
-        Role::Control => authenticate(shared, id, stream, deadline),
-        Role::Data => attach(shared, stream, deadline),
+    socket.read_by(&mut preface, deadline)?;
+    let preface = decode_preface(&preface)?;
+    if preface.is_tls != shared.cfg.tls {
+        let code = RejectCode::Encryption;
+        shared.counters.rejected(code);
+        socket.part(&Message::GoAway { code }, deadline)?;
+        return Err(io::Error::other(code.name()).into());
+    }
+    let socket = match &shared.tls {
+        Some(tls) => socket.encrypted(tls::accepted(tls)?, deadline)?,
+        None => socket,
+    };
+    match preface.role {
+        Role::Control => authenticate(shared, id, socket, deadline),
+        Role::Data => attach(shared, socket, deadline),
     }
 }
 
 fn authenticate(
     shared: &Arc<Shared>,
     id: u64,
-    stream: &TcpStream,
+    socket: Socket,
     deadline: Instant,
 ) -> Result<Proved, FrameError> {
     let terms = &shared.terms;
-    let token = random().map_err(io::Error::other)?;
     let max_streams = u16::try_from(terms.max_streams).unwrap_or(u16::MAX);
     let nonce = random().map_err(io::Error::other)?;
     let ours = hello(terms.boot_id, terms.fingerprint, nonce, max_streams);
     let challenge = random().map_err(io::Error::other)?;
-    let mut handshake = ProducerHandshake::new(ours, challenge, token);
+    let mut handshake = ProducerHandshake::new(ours, challenge, id, socket.binding());
     loop {
-        let (_, message) = read_frame(stream, MAX_BODY_BEFORE_AUTH, deadline)?;
+        let (_, message) = socket.read_frame(MAX_BODY_BEFORE_AUTH, deadline)?;
         match handshake.on_message(&terms.secret, &message) {
             Answer::Continue(messages) => {
                 messages
                     .iter()
-                    .try_for_each(|message| write_frame(stream, 0, message))?;
+                    .try_for_each(|message| socket.write_frame(0, message))?;
             }
             Answer::Refuse(code) => {
                 shared.counters.rejected(code);
-                write_frame(stream, 0, &Message::GoAway { code })?;
+                socket.write_frame(0, &Message::GoAway { code })?;
                 return Err(io::Error::other(code.name()).into());
             }
-            Answer::Welcome(welcome, _) => {
+            Answer::Welcome(welcome, key) => {
                 let session = Arc::new(Session {
                     control: Mutex::new(Control::new(SessionId(id), Arc::clone(terms))),
                     changed: Condvar::new(),
-                    writer: Mutex::new(stream.try_clone()?),
+                    name: id,
+                    key,
+                    socket,
                 });
-                // Known before the consumer learns the token, so that no data connection comes too early.
-                shared.sessions.lock().insert(token, Arc::clone(&session));
-                let proved = Proved::Control(token, Arc::clone(&session));
-                write_frame(stream, 0, &welcome).inspect_err(|_| {
-                    shared.sessions.lock().remove(&token);
+                session.socket.trust();
+                // Known before the consumer learns its name, so that no data connection comes too early.
+                shared.sessions.lock().insert(id, Arc::clone(&session));
+                session.socket.write_frame(0, &welcome).inspect_err(|_| {
+                    shared.sessions.lock().remove(&id);
                 })?;
-                return Ok(proved);
+                return Ok(Proved::Control(session));
             }
         }
     }
 }
 
-fn attach(shared: &Shared, stream: &TcpStream, deadline: Instant) -> Result<Proved, FrameError> {
-    let (_, message) = read_frame(stream, MAX_BODY_BEFORE_AUTH, deadline)?;
-    let Message::Attach { conn } = message else {
+fn attach(shared: &Shared, socket: Socket, deadline: Instant) -> Result<Proved, FrameError> {
+    let (_, message) = socket.read_frame(MAX_BODY_BEFORE_AUTH, deadline)?;
+    let Message::Attach { session, proof } = message else {
         return Err(io::Error::other("data connection without attach").into());
     };
-    let session = shared.sessions.lock().get(&conn).cloned();
+    let binding = socket.binding();
+    let session = shared.sessions.lock().get(&session).cloned();
+    let session = session.filter(|session| session.key.is_attach(&binding, &proof));
     let attached = session.ok_or(RejectCode::Unauthorized).and_then(|session| {
         let number = session.control.lock().attach().ok_or(RejectCode::Busy)?;
         Ok((number, session))
@@ -256,12 +276,19 @@ fn attach(shared: &Shared, stream: &TcpStream, deadline: Instant) -> Result<Prov
         Ok(attached) => attached,
         Err(code) => {
             shared.counters.rejected(code);
-            write_frame(stream, 0, &Message::GoAway { code })?;
+            socket.write_frame(0, &Message::GoAway { code })?;
             return Err(io::Error::other(code.name()).into());
         }
     };
-    match write_frame(stream, number, &Message::Attached { stream: number }) {
-        Ok(()) => Ok(Proved::Data(number, session)),
+    let attached = Message::Attached {
+        stream: number,
+        proof: session.key.attached_proof(&binding, number),
+    };
+    match socket.write_frame(number, &attached) {
+        Ok(()) => {
+            socket.trust();
+            Ok(Proved::Data(number, socket, session))
+        }
         Err(error) => {
             session
                 .control
@@ -272,32 +299,27 @@ fn attach(shared: &Shared, stream: &TcpStream, deadline: Instant) -> Result<Prov
     }
 }
 
-fn serve_control(
-    shared: &Arc<Shared>,
-    stream: &TcpStream,
-    token: [u8; 16],
-    session: &Arc<Session>,
-) -> Result<(), FrameError> {
+fn serve_control(shared: &Arc<Shared>, session: &Arc<Session>) -> Result<(), FrameError> {
     let (with, of) = (Arc::clone(shared), Arc::clone(session));
     let teller = spawn("kvx-tell", move || of.tell(&with))?;
     if shared.is_draining.load(Ordering::SeqCst) {
         session.announce_drain();
     }
-    let ended = converse(shared, stream, session);
-    shared.sessions.lock().remove(&token);
+    let ended = converse(shared, session);
+    shared.sessions.lock().remove(&session.name);
     session.control.lock().end(&mut shared.leases.lock());
     session.changed.notify_all();
-    hang_up(stream);
+    session.socket.hang_up();
     // It ends because the session has; one that panicked has nothing left to tell.
     let _ = teller.join();
     ended
 }
 
 /// Answers messages until the connection ends, one way or another.
-fn converse(shared: &Shared, stream: &TcpStream, session: &Session) -> Result<(), FrameError> {
+fn converse(shared: &Shared, session: &Session) -> Result<(), FrameError> {
     loop {
         let deadline = Instant::now() + shared.cfg.idle_timeout;
-        let (of, message) = read_frame(stream, MAX_BODY, deadline)?;
+        let (of, message) = session.socket.read_frame(MAX_BODY, deadline)?;
         count_message(shared, &message);
         let asked = bytes_asked(shared, &message);
         let may_end_lease = matches!(message, Message::Release { .. });
@@ -343,12 +365,12 @@ fn count_answer(shared: &Shared, answer: &Message) {
 }
 
 /// Sends chunks until the session or the connection ends.
-fn serve_data(shared: &Shared, stream: &TcpStream, number: u16, session: &Session) {
+fn serve_data(shared: &Shared, socket: &Socket, number: u16, session: &Session) {
     let mut scratch = Vec::new();
     loop {
-        match next_work(shared, stream, number, session) {
+        match next_work(shared, socket, number, session) {
             Work::Send(chunk) => {
-                let sent = send(shared, stream, &chunk, &mut scratch);
+                let sent = send(shared, socket, &chunk, &mut scratch);
                 if sent.is_err() {
                     break;
                 }
@@ -368,7 +390,7 @@ fn serve_data(shared: &Shared, stream: &TcpStream, number: u16, session: &Sessio
 }
 
 /// Waits for something to do, a while at most.
-fn next_work(shared: &Shared, stream: &TcpStream, number: u16, session: &Session) -> Work<Room> {
+fn next_work(shared: &Shared, socket: &Socket, number: u16, session: &Session) -> Work<Room> {
     let mut control = session.control.lock();
     if shared.is_stopping() {
         return Work::Close;
@@ -377,7 +399,7 @@ fn next_work(shared: &Shared, stream: &TcpStream, number: u16, session: &Session
     if !matches!(work, Work::Idle) {
         return work;
     }
-    if is_closed(stream) {
+    if socket.is_closed() {
         return Work::Close;
     }
     session.changed.wait_for(&mut control, IDLE_CHECK);
@@ -386,7 +408,7 @@ fn next_work(shared: &Shared, stream: &TcpStream, number: u16, session: &Session
 
 fn send(
     shared: &Shared,
-    stream: &TcpStream,
+    socket: &Socket,
     chunk: &Chunk<Room>,
     scratch: &mut Vec<u8>,
 ) -> io::Result<()> {
@@ -404,7 +426,7 @@ fn send(
     let header = header.encode();
     let all = std::iter::once(&header[..]).chain(pieces);
     let mut all: Vec<IoSlice<'_>> = all.map(IoSlice::new).collect();
-    write_slices_by(stream, &mut all, deadline)?;
+    socket.write_by(&mut all, deadline)?;
     shared.counters.sent(chunk.range.len());
     shared.counters.stalled(chunk.stalled);
     Ok(())

@@ -18,7 +18,7 @@ use super::{Air, IDLE, LINGER, Params, RETRY_PAUSE, TOTAL, TTL};
 use crate::geometry::Shard;
 use crate::handshake::{ConsumerHandshake, Step, hello};
 use crate::holdings::Holdings;
-use crate::secret::Secret;
+use crate::secret::{ConnKey, Secret, UNBOUND};
 use crate::wire::{
     Lent, MAX_BODY, MAX_BODY_BEFORE_AUTH, Message, Preface, Role, WireError, encode_frame,
 };
@@ -102,7 +102,9 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) producer: usize,
-    pub(super) token: [u8; 16],
+    /// The producer's name of it.
+    name: u64,
+    key: ConnKey,
     pub(super) view: Option<SharedArena>,
     running: BTreeMap<u32, Events>,
     last: u32,
@@ -456,17 +458,16 @@ impl Consumer {
         let fingerprint = self.cfg.ours.layout.model_fingerprint;
         let ours = hello(self.boot_id, fingerprint, air.dice.bytes(), 4);
         let role = Role::Control;
-        air.net
-            .send(conn, At::Producer, Preface { role }.encode().to_vec());
+        air.net.send(conn, At::Producer, preface(role));
         say(air, conn, 0, &Message::Hello(ours));
-        air.recorded = vec![
-            Preface { role }.encode().to_vec(),
-            encode_frame(0, &Message::Hello(ours)),
-        ];
+        air.recorded = vec![preface(role), encode_frame(0, &Message::Hello(ours))];
         if let Some(link) = self.links.get_mut(&number) {
             link.state = State::Greeting {
                 conn,
-                handshake: Some(ConsumerHandshake::Greeted { ours }),
+                handshake: Some(ConsumerHandshake::Greeted {
+                    ours,
+                    binding: UNBOUND,
+                }),
                 boot_id: 0,
                 deadline: air.now + IDLE,
             };
@@ -522,14 +523,15 @@ impl Consumer {
                 say(air, conn, 0, &reply);
                 air.recorded.push(encode_frame(0, &reply));
             }
-            Step::Done(token) => {
+            Step::Done(name, key) => {
                 let producer = producers[number].as_mut();
                 let may_share = self.cfg.shares_memory;
-                let knock = |producer: &mut Producer| producer.knock(*boot_id, &token);
+                let knock = |producer: &mut Producer| producer.knock(*boot_id, &key.password());
                 let session = Session {
                     producer: number,
-                    token,
                     view: producer.filter(|_| may_share).and_then(knock),
+                    name,
+                    key,
                     running: BTreeMap::new(),
                     last: 0,
                     ended: None,
@@ -731,10 +733,10 @@ pub(super) fn attach(
     let conn = air.net.connect(true);
     producer.accept(conn, air.now);
     let role = Role::Data;
-    air.net
-        .send(conn, At::Producer, Preface { role }.encode().to_vec());
-    let token = session.token;
-    say(air, conn, 0, &Message::Attach { conn: token });
+    air.net.send(conn, At::Producer, preface(role));
+    let proof = session.key.attach_proof(&UNBOUND);
+    let session = session.name;
+    say(air, conn, 0, &Message::Attach { session, proof });
     Some(conn)
 }
 
@@ -746,11 +748,16 @@ pub(super) fn attached(
 ) -> Result<Option<u16>, TransferError> {
     match air.net.frame((conn, At::Consumer), MAX_BODY_BEFORE_AUTH)? {
         None => waiting(air, conn, until).map(|()| None),
-        Some((_, Message::Attached { stream })) => Ok(Some(stream)),
+        Some((_, Message::Attached { stream, .. })) => Ok(Some(stream)),
         Some((_, Message::GoAway { code })) => Err(TransferError::Rejected(code)),
         Some((_, other)) => {
             let message = other.name();
             Err(WireError::Unexpected { message }.into())
         }
     }
+}
+
+fn preface(role: Role) -> Vec<u8> {
+    let is_tls = false;
+    Preface { role, is_tls }.encode().to_vec()
 }

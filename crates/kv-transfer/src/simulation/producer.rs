@@ -21,7 +21,7 @@ use crate::control::{Chunk, Control, Terms, Work};
 use crate::geometry::{Piece, Shard};
 use crate::handshake::{Answer, ProducerHandshake, hello};
 use crate::lease::{LeaseTable, LeaseTerms, SessionId};
-use crate::secret::Secret;
+use crate::secret::{ConnKey, Secret, UNBOUND};
 use crate::wire::{
     ChunkHeader, MAX_BODY, MAX_BODY_BEFORE_AUTH, Message, PREFACE_LEN, Role, Selection, WireError,
     decode_preface, encode_frame,
@@ -55,7 +55,7 @@ struct Door {
 #[derive(Debug)]
 enum Stage {
     Preface,
-    Greeting(ProducerHandshake, [u8; 16]),
+    Greeting(ProducerHandshake),
     Attaching,
     Control,
     Data {
@@ -68,7 +68,7 @@ enum Stage {
 #[derive(Debug)]
 struct Session {
     control: Control<Room>,
-    token: [u8; 16],
+    key: ConnKey,
     ledger: Ledger,
 }
 
@@ -130,10 +130,10 @@ impl Producer {
         self.doors.insert(conn, door);
     }
 
-    /// Memory for a consumer on the same machine that shows the token of its control connection.
-    pub(super) fn knock(&mut self, boot_id: u64, token: &[u8; 16]) -> Option<SharedArena> {
+    /// Memory for a consumer on the same machine that shows the password of its control connection.
+    pub(super) fn knock(&mut self, boot_id: u64, password: &[u8; 16]) -> Option<SharedArena> {
         let mut sessions = self.sessions.values_mut();
-        let session = sessions.find(|session| session.token == *token)?;
+        let session = sessions.find(|session| session.key.is_password(password))?;
         let is_shown = boot_id == self.terms.boot_id && session.control.show_memory();
         is_shown.then(|| Rc::clone(&self.arena))
     }
@@ -271,7 +271,7 @@ impl Producer {
             let preface = air.net.take(conn, At::Producer, PREFACE_LEN);
             door.stage = match decode_preface(&preface)?.role {
                 Role::Data => Stage::Attaching,
-                Role::Control => greeting(&self.terms, air),
+                Role::Control => greeting(&self.terms, conn, air),
             };
             return Ok(true);
         }
@@ -283,9 +283,9 @@ impl Producer {
             return Ok(false);
         };
         match &mut door.stage {
-            Stage::Greeting(handshake, token) => {
-                let (answer, token) = (handshake.on_message(&self.terms.secret, &message), *token);
-                self.greet(conn, answer, token, air);
+            Stage::Greeting(handshake) => {
+                let answer = handshake.on_message(&self.terms.secret, &message);
+                self.greet(conn, answer, air);
             }
             Stage::Attaching => self.attach(conn, &message, air),
             _ => {
@@ -296,7 +296,7 @@ impl Producer {
         Ok(true)
     }
 
-    fn greet(&mut self, conn: ConnId, answer: Answer, token: [u8; 16], air: &mut Air) {
+    fn greet(&mut self, conn: ConnId, answer: Answer, air: &mut Air) {
         match answer {
             Answer::Continue(messages) => {
                 messages
@@ -307,12 +307,12 @@ impl Producer {
                 say(air, conn, 0, &Message::GoAway { code });
                 self.close(conn, air);
             }
-            Answer::Welcome(welcome, _) => {
+            Answer::Welcome(welcome, key) => {
                 assert!(air.may_enter(conn), "a stranger got in");
                 let control = Control::new(SessionId(conn), Arc::clone(&self.terms));
                 let session = Session {
                     control,
-                    token,
+                    key,
                     ledger: Ledger::default(),
                 };
                 self.sessions.insert(conn, session);
@@ -329,19 +329,18 @@ impl Producer {
     }
 
     fn attach(&mut self, conn: ConnId, message: &Message, air: &mut Air) {
-        let Message::Attach { conn: token } = message else {
+        let Message::Attach { session, proof } = message else {
             return self.close(conn, air);
         };
-        let mut sessions = self.sessions.iter_mut();
-        let session = sessions.find(|(_, session)| session.token == *token);
-        let attached = session
-            .ok_or(RejectCode::Unauthorized)
-            .and_then(|(&number, session)| {
-                let stream = session.control.attach().ok_or(RejectCode::Busy)?;
-                Ok((number, stream))
-            });
+        let session = *session;
+        let proved = self.sessions.get_mut(&session);
+        let proved = proved.filter(|session| session.key.is_attach(&UNBOUND, proof));
+        let attached = proved.ok_or(RejectCode::Unauthorized).and_then(|session| {
+            let stream = session.control.attach().ok_or(RejectCode::Busy)?;
+            Ok((stream, session.key.attached_proof(&UNBOUND, stream)))
+        });
         match attached {
-            Ok((session, stream)) => {
+            Ok((stream, proof)) => {
                 let stage = Stage::Data {
                     session,
                     stream,
@@ -349,7 +348,7 @@ impl Producer {
                 };
                 let deadline = air.now;
                 self.doors.insert(conn, Door { stage, deadline });
-                say(air, conn, stream, &Message::Attached { stream });
+                say(air, conn, stream, &Message::Attached { stream, proof });
             }
             Err(code) => {
                 say(air, conn, 0, &Message::GoAway { code });
@@ -492,10 +491,10 @@ pub(super) fn everything(
     }
 }
 
-fn greeting(terms: &Terms, air: &mut Air) -> Stage {
+fn greeting(terms: &Terms, conn: ConnId, air: &mut Air) -> Stage {
     let ours = hello(terms.boot_id, terms.fingerprint, air.dice.bytes(), 4);
-    let token = air.dice.bytes();
-    Stage::Greeting(ProducerHandshake::new(ours, air.dice.bytes(), token), token)
+    let challenge = air.dice.bytes();
+    Stage::Greeting(ProducerHandshake::new(ours, challenge, conn, UNBOUND))
 }
 
 fn say(air: &mut Air, conn: ConnId, stream: u16, message: &Message) {

@@ -103,18 +103,22 @@ pub enum Message {
     Welcome {
         /// Authentication code over the same, under another label.
         mac: [u8; 32],
-        /// Ties data connections to this control connection.
-        conn: [u8; 16],
+        /// The name of this control connection, for its data connections to say.
+        session: u64,
     },
     /// Consumer to producer, on a data connection: belongs to that control connection.
     Attach {
         /// What `Welcome` said.
-        conn: [u8; 16],
+        session: u64,
+        /// Authentication code over this very connection, under a key of that one.
+        proof: [u8; 32],
     },
     /// Producer to consumer, on a data connection: its number from now on.
     Attached {
         /// From 1.
         stream: u16,
+        /// Authentication code over the same and the number, under another label.
+        proof: [u8; 32],
     },
     /// Consumer to producer: send this on the data connection that the frame names; if it is [`MEMORY`](super::MEMORY), say
     /// where it lies.
@@ -269,9 +273,9 @@ impl Message {
             Self::Open(open) => open.encode_body(out),
             Self::Lent(lent) => lent.encode_body(out),
             Self::Challenge { nonce: proof } | Self::Auth { mac: proof } => out.extend(proof),
-            Self::Welcome { mac, conn } => put(mac, conn, out),
-            Self::Attach { conn } => out.extend(conn),
-            Self::Attached { stream } => out.extend(stream.to_le_bytes()),
+            Self::Welcome { mac, session } => put(mac, &session.to_le_bytes(), out),
+            Self::Attach { session, proof } => put(&session.to_le_bytes(), proof, out),
+            Self::Attached { stream, proof } => put(&stream.to_le_bytes(), proof, out),
             Self::Accept {
                 xfer,
                 chunk_bytes,
@@ -452,6 +456,28 @@ fn room(bytes: &[u8; 28]) -> Result<LentRoom, WireError> {
     })
 }
 
+/// The messages before the first about a lease.
+fn decode_greeting(kind: u8, c: &mut Cursor<'_>) -> Result<Message, WireError> {
+    Ok(match kind {
+        1 => Message::Hello(Hello::decode(c)?),
+        2 => Message::Challenge { nonce: c.array()? },
+        3 => Message::Auth { mac: c.array()? },
+        4 => Message::Welcome {
+            mac: c.array()?,
+            session: c.u64()?,
+        },
+        5 => Message::Attach {
+            session: c.u64()?,
+            proof: c.array()?,
+        },
+        6 => Message::Attached {
+            stream: c.u16()?,
+            proof: c.array()?,
+        },
+        kind => Message::Unknown { kind },
+    })
+}
+
 fn put(first: &[u8], second: &[u8], out: &mut Vec<u8>) {
     out.extend(first);
     out.extend(second);
@@ -469,15 +495,7 @@ pub fn decode_message(kind: u8, body: &[u8]) -> Result<Message, WireError> {
     let what = NAMES.get(usize::from(kind)).copied().unwrap_or("message");
     let mut c = Cursor::new(what, body);
     let message = match kind {
-        1 => Message::Hello(Hello::decode(&mut c)?),
-        2 => Message::Challenge { nonce: c.array()? },
-        3 => Message::Auth { mac: c.array()? },
-        4 => Message::Welcome {
-            mac: c.array()?,
-            conn: c.array()?,
-        },
-        5 => Message::Attach { conn: c.array()? },
-        6 => Message::Attached { stream: c.u16()? },
+        1..=6 => decode_greeting(kind, &mut c)?,
         7 => Message::Open(Open::decode(&mut c)?),
         8 => Message::Accept {
             xfer: c.u32()?,

@@ -51,6 +51,13 @@ pub(crate) fn client_config() -> KvClientConfig {
     cfg
 }
 
+/// Both sides', encrypted or not.
+pub(crate) fn configs(tls: bool) -> (KvServerConfig, KvClientConfig) {
+    let (mut server, mut client) = (server_config(), client_config());
+    (server.tls, client.tls) = (tls, tls);
+    (server, client)
+}
+
 pub(crate) fn bytes(n_blocks: u32, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let len = n_blocks as usize * layout().block_bytes();

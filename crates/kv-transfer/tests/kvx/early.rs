@@ -40,13 +40,21 @@ fn blocks(part: &Pulled) -> Range<u32> {
 }
 
 fn both() -> (KvServer, KvClient) {
-    let client = KvClient::new(client_config()).unwrap();
-    (start(server_config()), client)
+    pair(false)
+}
+
+fn pair(tls: bool) -> (KvServer, KvClient) {
+    let (server, client) = configs(tls);
+    (start(server), KvClient::new(client).unwrap())
 }
 
 #[test]
 fn parts_arrive_as_they_are_computed() {
-    let (server, client) = both();
+    [false, true].into_iter().for_each(parts_arrive);
+}
+
+fn parts_arrive(tls: bool) {
+    let (server, client) = pair(tls);
     let (params, mut building) = begin(&server);
     let held = client.hold(&params).unwrap();
     assert_eq!((held.n_blocks(), held.n_tokens()), (N, TOKENS));

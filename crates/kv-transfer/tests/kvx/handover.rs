@@ -23,10 +23,13 @@ fn with_token(params: &KvTransferParams, tok: LeaseToken) -> KvTransferParams {
 
 #[test]
 fn every_range_of_blocks_arrives_byte_for_byte() {
-    for chunk_bytes in [1, 100, 512, 1000, 1 << 20] {
-        let mut cfg = server_config();
+    let plain_and_encrypted = [false, true].into_iter();
+    for (tls, chunk_bytes) in plain_and_encrypted
+        .flat_map(|tls| [1, 100, 512, 1000, 1 << 20].map(|chunk_bytes| (tls, chunk_bytes)))
+    {
+        let (mut cfg, client) = configs(tls);
         cfg.chunk_bytes = chunk_bytes;
-        let (server, client) = (start(cfg), KvClient::new(client_config()).unwrap());
+        let (server, client) = (start(cfg), KvClient::new(client).unwrap());
         for (n, first, count) in [(1, 0, 1), (5, 0, 5), (5, 2, 3), (7, 3, 1), (9, 0, 4)] {
             if chunk_bytes == 1 && n > 1 {
                 continue;
@@ -53,22 +56,26 @@ fn every_range_of_blocks_arrives_byte_for_byte() {
 
 #[test]
 fn a_long_transfer_needs_credit_again_and_again() {
-    let mut cfg = server_config();
-    cfg.chunk_bytes = 1 << 20;
-    let (server, client) = (start(cfg), KvClient::new(client_config()).unwrap());
-    // Twice the window, which is never below two chunks of the longest kind.
-    let n = (40 << 20) / layout().block_bytes() as u32;
-    let params = server.publish(&export(n, 3)).unwrap();
-    let pulled = fetch(&client, &params).unwrap();
-    assert!(pulled.data() == bytes(n, 3));
+    for tls in [false, true] {
+        let (mut cfg, client) = configs(tls);
+        cfg.chunk_bytes = 1 << 20;
+        let (server, client) = (start(cfg), KvClient::new(client).unwrap());
+        // Twice the window, which is never below two chunks of the longest kind.
+        let n = (40 << 20) / layout().block_bytes() as u32;
+        let params = server.publish(&export(n, 3)).unwrap();
+        let pulled = fetch(&client, &params).unwrap();
+        assert!(pulled.data() == bytes(n, 3));
+    }
 }
 
 #[test]
 fn a_hundred_transfers_run_at_the_same_time() {
-    let (server, client) = (
-        start(server_config()),
-        KvClient::new(client_config()).unwrap(),
-    );
+    [false, true].into_iter().for_each(a_hundred_transfers);
+}
+
+fn a_hundred_transfers(tls: bool) {
+    let (server, client) = configs(tls);
+    let (server, client) = (start(server), KvClient::new(client).unwrap());
     let running: Vec<_> = (0..100)
         .map(|seed| {
             let params = server.publish(&export(3, seed)).unwrap();
@@ -379,9 +386,13 @@ fn the_queue_of_transfers_is_bounded() {
 
 #[test]
 fn a_long_transfer_uses_several_connections_and_a_short_one_does_not() {
-    let mut cfg = client_config();
+    [false, true].into_iter().for_each(long_and_short);
+}
+
+fn long_and_short(tls: bool) {
+    let (server, mut cfg) = configs(tls);
     cfg.stripe_bytes = 10 * layout().block_bytes();
-    let (server, client) = (start(server_config()), KvClient::new(cfg).unwrap());
+    let (server, client) = (start(server), KvClient::new(cfg).unwrap());
     let connections = || server.stats().connections;
     let pulled = fetch(&client, &server.publish(&export(15, 1)).unwrap()).unwrap();
     assert!(pulled.data() == bytes(15, 1));

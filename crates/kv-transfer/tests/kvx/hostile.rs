@@ -53,9 +53,14 @@ fn garbage_is_cut_off() {
     let server = start(server_config());
     let control = Preface {
         role: Role::Control,
+        is_tls: false,
     }
     .encode();
-    let data = Preface { role: Role::Data }.encode();
+    let data = Preface {
+        role: Role::Data,
+        is_tls: false,
+    }
+    .encode();
     for garbage in [
         vec![0; 4],
         vec![0; 64],
@@ -73,7 +78,13 @@ fn garbage_is_cut_off() {
         [&control[..], &encode_frame(0, &Message::Ping { id: 1 })].concat(),
         [
             &data[..],
-            &encode_frame(0, &Message::Attach { conn: [0; 16] }),
+            &encode_frame(
+                0,
+                &Message::Attach {
+                    session: 0,
+                    proof: [0; 32],
+                },
+            ),
         ]
         .concat(),
         [&data[..], &encode_frame(0, &hello())].concat(),
@@ -95,6 +106,7 @@ fn a_wrong_proof_is_refused_by_name() {
         .write_all(
             &Preface {
                 role: Role::Control,
+                is_tls: false,
             }
             .encode(),
         )
@@ -118,6 +130,7 @@ fn strangers_that_say_nothing_or_only_a_little_are_cut_off_in_time() {
     let server = impatient();
     let control = Preface {
         role: Role::Control,
+        is_tls: false,
     }
     .encode();
     for little in [

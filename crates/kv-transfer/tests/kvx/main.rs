@@ -14,3 +14,4 @@ mod layouts;
 mod memory;
 mod partition;
 mod process;
+mod tls;
