@@ -1,4 +1,4 @@
-"""Prints the figures of BENCHMARKS.md: start-up, memory, prefill, decode, time to first token, KV hand-over.
+"""Prints the figures of BENCHMARKS.md: start-up, memory, prefill, decode, time to first token, KV hand-over, neighbours.
 
     make bench            (or: .venv/bin/python tests/bench/figures.py [--rounds N])
 
@@ -54,6 +54,24 @@ def first_token_and_rest(url: str, prompt: list[int], tokens: int) -> tuple[floa
     return first, time.perf_counter() - start - first
 
 
+def beside_a_prompt(url: str) -> float:
+    """How many times longer the gaps between a stream's tokens are while somebody else's 1000-token prompt is computed."""
+    stamps: list[float] = []
+
+    def generate():
+        stamps.extend(time.perf_counter() for _ in stream_lines(url, "/v1/completions", body(fresh(16), 800)))
+
+    with ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(generate)
+        time.sleep(0.6)
+        begin = time.perf_counter()
+        first_token_and_rest(url, fresh(1000), 1)
+        end = time.perf_counter()
+        stream.result()
+    gaps = lambda start, stop: [b - a for a, b in zip(stamps, stamps[1:]) if start <= a and b <= stop]  # noqa: E731
+    return statistics.mean(gaps(begin, end)) / statistics.mean(gaps(begin - 0.5, begin))
+
+
 def peak_mb(pid: int) -> float:
     status = pathlib.Path(f"/proc/{pid}/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1000
@@ -91,6 +109,8 @@ def main():
         start = time.perf_counter()
         list(pool.map(lambda _: post(both.url, "/v1/completions", body(fresh(16), 64)), range(8)))
     say("decode, batch 8, all requests together", f"{8 * 64 / (time.perf_counter() - start):.1f} tokens/s")
+    ratio = statistics.median(beside_a_prompt(both.url) for _ in rounds)
+    say("gaps between tokens while a prompt arrives, one server", f"{ratio:.2f} times")
     say("peak memory, role both", f"{peak_mb(both.child.pid):.0f} MB")
     both.stop()
 
@@ -106,6 +126,8 @@ def main():
     say("time to first token, 1000 tokens, prefill and decode apart", f"{ttft * 1000:.0f} ms")
     say("KV hand-over, mean (pull, verify, place)", f"{seconds / count * 1000:.0f} ms, {seconds / count / ttft:.1%} of time to first token")
     say("KV hand-over, bytes", f"{metric(decode, 'kvx_transfer_bytes_total') / metric(decode, *handed_over[1]) / 1e6:.1f} MB a prompt, mean over all")
+    ratio = statistics.median(beside_a_prompt(stack.url) for _ in rounds)
+    say("gaps between tokens while a prompt arrives, apart", f"{ratio:.2f} times")
     for role in ("prefill", "decode"):
         for process, _ in stack.servers(role):
             say(f"peak memory, {role}", f"{peak_mb(process.pid):.0f} MB")

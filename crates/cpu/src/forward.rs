@@ -106,12 +106,10 @@ impl Step {
 fn forms(plan: &Plan, form: impl Fn(&ProductOp) -> Form) -> Vec<FormsOf> {
     let mut forms = vec![FormsOf::default(); plan.strides.len()];
     for section in &plan.sections {
-        let (x, list): (_, &[ProductOp]) = match &section.work {
-            Work::Products { x, list } => (x, list),
-            Work::Gated { x, pair } => (x, pair),
-            _ => continue,
+        let (Work::Products { x, .. } | Work::Gated { x, .. }) = &section.work else {
+            continue;
         };
-        for product in list {
+        for product in section.work.products() {
             forms[x.0].add(form(product));
         }
     }
@@ -241,6 +239,9 @@ impl Forward {
                 }
                 _ => None,
             });
+            if n <= FEW {
+                self.look_ahead(member, &sections[i + 1..], n);
+            }
             member.meet_after(|| {
                 if let Some((ops, n)) = few {
                     self.rows(ops, 0..n, 0, &around, &mut scratch);
@@ -281,10 +282,9 @@ impl Forward {
     }
 
     fn products(&self, member: &Member<'_>, rows: Rows, list: &[ProductOp]) {
-        let n_tiles: usize = list.iter().map(|p| self.matrix(p.matrix).n_tiles()).sum();
-        let parts = n_tiles.min(member.team_len() * PARTS);
-        member.share(parts, |i| {
-            let wanted = part(i, parts, n_tiles);
+        let cut = Cut::new(self.n_tiles(list), member, rows.n);
+        member.share(cut.parts, |i| {
+            let wanted = cut.part(i);
             let mut before = 0;
             for product in list {
                 let n = self.matrix(product.matrix).n_tiles();
@@ -299,12 +299,12 @@ impl Forward {
     }
 
     fn gated(&self, member: &Member<'_>, rows: Rows, pair: &[ProductOp; 2]) {
-        let n_tiles = self.matrix(pair[0].matrix).n_tiles();
-        let parts = n_tiles.min(member.team_len() * PARTS);
+        let n_tiles = self.n_tiles(&pair[..1]);
+        let cut = Cut::new(n_tiles, member, rows.n);
         // What few rows make of a part stays at hand, and memory is read faster in one go.
         let together = if rows.n <= FEW { n_tiles } else { 1 };
-        member.share(parts, |i| {
-            let mut left = part(i, parts, n_tiles);
+        member.share(cut.parts, |i| {
+            let mut left = cut.part(i);
             while !left.is_empty() {
                 let tiles = left.start..left.end.min(left.start + together);
                 left.start = tiles.end;
@@ -356,6 +356,36 @@ impl Forward {
 
     fn matrix(&self, id: MatrixId) -> &Matrix {
         &self.matrices[id.0]
+    }
+
+    fn n_tiles(&self, list: &[ProductOp]) -> usize {
+        list.iter().map(|p| self.matrix(p.matrix).n_tiles()).sum()
+    }
+
+    /// Asks memory for what this member reads first of the products to come, so that it is under way while the members
+    /// meet: where a stretch of weights begins, the processor does not know yet that there is one.
+    fn look_ahead(&self, member: &Member<'_>, to_come: &[Section], n_rows: usize) {
+        let Some(work) = to_come
+            .iter()
+            .map(|s| &s.work)
+            .find(|w| !w.products().is_empty())
+        else {
+            return;
+        };
+        let list = match work {
+            Work::Gated { pair, .. } => &pair[..1],
+            other => other.products(),
+        };
+        let mut first = Cut::new(self.n_tiles(list), member, n_rows)
+            .part(member.index)
+            .start;
+        for product in list {
+            let matrix = self.matrix(product.matrix);
+            if first < matrix.n_tiles() {
+                return matrix.fetch(first);
+            }
+            first -= matrix.n_tiles();
+        }
     }
 
     fn attend(&self, member: &Member<'_>, step: &Step, layer: usize, [q, out]: [Buffer; 2]) {
@@ -435,6 +465,35 @@ impl Rows {
             plain: own(private.is_some_and(|section| section.makes(x))),
             prepared: own(private.is_some()),
         }
+    }
+}
+
+/// How the tiles of products are shared out.
+#[derive(Clone, Copy)]
+struct Cut {
+    n_tiles: usize,
+    parts: usize,
+    /// The first part of each member is so many times as long as the others.
+    long: usize,
+    members: usize,
+}
+
+impl Cut {
+    fn new(n_tiles: usize, member: &Member<'_>, n_rows: usize) -> Self {
+        let members = member.team_len();
+        Self {
+            n_tiles,
+            parts: n_tiles.min(members * PARTS),
+            // With few rows the time goes into reading: one long stretch for each, and short ones so that all end together.
+            long: if n_rows <= FEW { 5 } else { 1 },
+            members,
+        }
+    }
+
+    fn part(&self, i: usize) -> Range<usize> {
+        let lengths = |parts: usize| parts + parts.min(self.members) * (self.long - 1);
+        let end = |parts: usize| lengths(parts) * self.n_tiles / lengths(self.parts);
+        end(i)..end(i + 1)
     }
 }
 

@@ -6,7 +6,7 @@ mod pack;
 
 use crate::rows::QBlock;
 use crate::shared::Shared;
-use crate::simd::{Isa, Simd, Task};
+use crate::simd::{Isa, Simd, Task, fetch};
 use baton_model::Storage;
 use codec::{Bf16, F16, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 pub(crate) use codec::{F32, ROWS};
@@ -110,6 +110,12 @@ impl Matrix {
     fn tile(&self, i: usize) -> &[u8] {
         let bytes = tile_bytes(self.storage, self.n_in);
         &self.home.bytes()[self.place.clone()][i * bytes..][..bytes]
+    }
+
+    /// Asks memory for the beginning of a tile. Where a processor reads on by itself, that is enough.
+    pub(crate) fn fetch(&self, i: usize) {
+        const LINES: usize = 24;
+        self.tile(i).chunks(64).take(LINES).for_each(fetch);
     }
 
     /// One row as f32; `scratch` is room for the tile it lies in.

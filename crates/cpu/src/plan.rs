@@ -90,6 +90,17 @@ pub(crate) enum Work {
     Sample { logits: Buffer },
 }
 
+impl Work {
+    /// The products that are done here.
+    pub(crate) fn products(&self) -> &[ProductOp] {
+        match self {
+            Self::Products { list, .. } => list,
+            Self::Gated { pair, .. } => pair,
+            _ => &[],
+        }
+    }
+}
+
 /// A section: work over some rows.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Section {
@@ -104,17 +115,13 @@ impl Section {
         let (Work::Rows(list), Some(next)) = (&self.work, next) else {
             return false;
         };
-        let written: &[ProductOp] = match &next.work {
-            Work::Products { list, .. } => list,
-            Work::Gated { pair, .. } => pair,
-            _ => return false,
-        };
+        let written = next.work.products();
         let read = |op: &RowOp| match op {
             RowOp::Norm { x, .. } | RowOp::Prepare { x } => Some(*x),
             _ => None,
         };
-        list.iter()
-            .all(|op| read(op).is_some_and(|x| written.iter().all(|product| product.out != x)))
+        let is_free = |x| written.iter().all(|product| product.out != x);
+        !written.is_empty() && list.iter().all(|op| read(op).is_some_and(is_free))
     }
 
     /// Whether a private run of this section leaves its own version of these rows.

@@ -84,6 +84,20 @@ impl Isa {
     }
 }
 
+/// Asks for a cache line that will be read soon; nothing where there is no way to.
+#[inline(always)]
+pub(crate) fn fetch(line: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    #[expect(unsafe_code, reason = "the hint takes a pointer")]
+    // SAFETY: every x86-64 processor has it, and it touches nothing.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
 /// Sixteen lanes of f32 ([`Simd::F`]) and of 32 bits ([`Simd::I`]: an i32, four bytes, or two bf16).
 pub(crate) trait Simd: Copy {
     /// Sums that a kernel may grow at once: they fit into registers, beside what they are made of.
