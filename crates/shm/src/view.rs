@@ -111,6 +111,7 @@ mod tests {
         let arena = Arena::new(1 << 16).unwrap();
         let view = View::open(arena.file().unwrap()).unwrap();
         let (places, is_over) = (parking_lot::Mutex::new(None), AtomicBool::new(false));
+        let looks = AtomicU64::new(0);
         let (mut kept, mut dropped) = (0, 0);
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -118,6 +119,11 @@ mod tests {
                     let mut room = arena.room(1 << 16).unwrap();
                     room.fill(n as u8);
                     *places.lock() = Some((room.place(), n as u8));
+                    // Now and then it stays until it was read from its beginning to its end.
+                    let before = looks.load(Ordering::SeqCst);
+                    while n % 64 == 0 && looks.load(Ordering::SeqCst) < before + 2 {
+                        std::thread::yield_now();
+                    }
                 }
                 is_over.store(true, Ordering::SeqCst);
             });
@@ -133,6 +139,7 @@ mod tests {
                 } else {
                     dropped += 1;
                 }
+                looks.fetch_add(1, Ordering::SeqCst);
             }
         });
         assert!(kept > 0 && dropped > 0, "kept {kept}, dropped {dropped}");
