@@ -124,6 +124,7 @@ fn span(params: &KvTransferParams, id: &str) -> Span {
         peer = format_args!("{}:{}", params.remote_host, params.remote_port),
         blocks = field::Empty,
         bytes = field::Empty,
+        path = field::Empty,
         outcome = field::Empty,
     )
 }
@@ -156,6 +157,8 @@ impl Account {
                 if pulled.more {
                     return;
                 }
+                let path = if pulled.is_shared { "shm" } else { "tcp" };
+                self.span.record("path", path);
                 pulled.shortfall.as_ref()
             }
         };
