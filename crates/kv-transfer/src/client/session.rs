@@ -11,7 +11,6 @@ use baton_shm::View;
 use parking_lot::{Condvar, Mutex};
 
 use super::Shared;
-use crate::TransferError;
 use crate::handshake::{ConsumerHandshake, Step, hello};
 use crate::memory;
 use crate::net::{FrameError, Socket, kind, remaining};
@@ -19,6 +18,7 @@ use crate::secret::ConnKey;
 use crate::server::random;
 use crate::tls;
 use crate::wire::{Lent, MAX_BODY, MAX_BODY_BEFORE_AUTH, Message, Preface, Role, WireError};
+use crate::{RejectCode, TransferError};
 
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 4;
@@ -285,6 +285,14 @@ impl Session {
             Message::Attached { stream, proof } => {
                 let is_ours = self.key.is_attached(&socket.binding(), stream, &proof);
                 is_ours.then_some(stream).ok_or(TransferError::Impostor)?
+            }
+            Message::GoAway {
+                code: RejectCode::Unauthorized,
+            } => {
+                // The producer has given the session up, and we did not hear of it.
+                let why = TransferError::Broken(io::ErrorKind::NotConnected);
+                self.end(why.clone());
+                return Err(why);
             }
             Message::GoAway { code } => return Err(TransferError::Rejected(code)),
             other => {

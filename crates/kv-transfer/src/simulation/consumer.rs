@@ -165,7 +165,7 @@ impl Session {
         }
     }
 
-    fn end(&mut self, conn: ConnId, why: TransferError, air: &mut Air) {
+    pub(super) fn end(&mut self, conn: ConnId, why: TransferError, air: &mut Air) {
         self.ended.get_or_insert(why);
         air.net.close(conn, At::Consumer);
         let sockets = self.running.values().filter_map(|events| events.socket);
@@ -367,7 +367,11 @@ impl Consumer {
     /// The session with a producer, once there is one; an error if it cannot be reached.
     pub(super) fn session(&self, producer: usize) -> Option<Result<ConnId, TransferError>> {
         match &self.links.get(&producer)?.state {
-            State::Up { session, .. } => Some(Ok(*session)),
+            State::Up { session, .. } => {
+                let session_of = self.sessions.get(session);
+                let is_alive = session_of.is_some_and(|session| session.ended.is_none());
+                is_alive.then_some(Ok(*session))
+            }
             State::Failed { why, .. } => Some(Err(why.clone())),
             State::Idle | State::Greeting { .. } => None,
         }

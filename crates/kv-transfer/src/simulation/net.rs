@@ -39,6 +39,8 @@ struct Way {
     /// Every so many segments one is damaged; 0 for none.
     noise: usize,
     n_sent: usize,
+    /// The last chunk, which may come again.
+    last: Vec<u8>,
     /// Delivered, and not read yet.
     inbox: Vec<u8>,
     /// The reader has closed.
@@ -60,15 +62,20 @@ struct Connection {
 pub(super) struct Net {
     conns: BTreeMap<ConnId, Connection>,
     last: ConnId,
+    /// Of new data connections, from the producer.
+    pub(super) noise: usize,
 }
 
 impl Net {
     pub(super) fn connect(&mut self, is_data: bool) -> ConnId {
         self.last += 1;
-        let connection = Connection {
+        let mut connection = Connection {
             is_data,
             ..Connection::default()
         };
+        if is_data {
+            connection.ways[At::Consumer as usize].noise = self.noise;
+        }
         self.conns.insert(self.last, connection);
         self.last
     }
@@ -96,6 +103,9 @@ impl Net {
             && let Some(last) = bytes.last_mut()
         {
             *last ^= 1;
+        }
+        if connection.is_data {
+            way.last.clone_from(&bytes);
         }
         if !is_severed && !way.is_closed && !way.is_ended {
             way.segments.push_back(bytes);
@@ -265,6 +275,10 @@ impl Net {
         };
         let is_data = connection.is_data && at == At::Consumer;
         let way = &mut connection.ways[at as usize];
+        if is_data && dice.once_in(4) && !way.is_ended && !way.is_closed {
+            way.segments.push_back(way.last.clone());
+            return "an old segment comes again";
+        }
         if way.segments.is_empty() {
             return "no bytes to spoil";
         }

@@ -93,7 +93,7 @@ impl Producer {
             ours,
             boot_id: air.dice.roll(),
             chunk_bytes: air.dice.within(20..200) as usize,
-            max_streams: 4,
+            max_streams: 6,
             starvation: PROGRESS,
         };
         Self {
@@ -368,7 +368,18 @@ impl Producer {
         };
         let heard = message.clone();
         let leases = &mut self.leases;
+        let is_elsewhere = match &heard {
+            Message::Release { lease } => leases
+                .open_by(*lease)
+                .flatten()
+                .is_some_and(|(holder, _)| holder != SessionId(conn)),
+            _ => false,
+        };
         let answer = session.control.on_message((of, message), leases, air.now)?;
+        if let (true, Message::Release { lease }) = (is_elsewhere, &heard) {
+            let open = leases.open_by(*lease);
+            assert!(open.is_some(), "a lease is released that another fetches");
+        }
         session.ledger.heard(of, &heard, answer.as_ref());
         if let Some(answer) = answer {
             say(air, conn, of, &answer);

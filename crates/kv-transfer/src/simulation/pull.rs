@@ -9,6 +9,7 @@ use super::consumer::{Consumer, Job, Session, attach, attached, say, waiting};
 use super::net::{At, ConnId};
 use super::producer::Producer;
 use super::{Air, CANCEL_CHECK, IDLE, TOTAL};
+use crate::RejectCode;
 use crate::TransferError;
 use crate::checksum::checksum;
 use crate::fetch::{Fetch, Limits, Loan, Next, Origin, Wanted, cause, join};
@@ -423,9 +424,22 @@ impl Stripe {
             Ok(Some(number)) => self.open(session, Some((number, conn)), cx),
             Err(why) => {
                 Self::drop_stream(session, conn, cx);
-                self.ended(Err(why), cx)
+                self.ended(Err(Self::unattached(session, why, cx)), cx)
             }
         }
+    }
+
+    /// A producer that does not know the session has given it up.
+    fn unattached(conn: ConnId, why: TransferError, cx: &mut Cx<'_>) -> TransferError {
+        let Some(session) = cx.consumer.sessions.get_mut(&conn) else {
+            return why;
+        };
+        if why != TransferError::Rejected(RejectCode::Unauthorized) {
+            return why;
+        }
+        let why = TransferError::Broken(ErrorKind::NotConnected);
+        session.end(conn, why.clone(), cx.air);
+        why
     }
 
     fn drop_stream(session: ConnId, conn: ConnId, cx: &mut Cx<'_>) {

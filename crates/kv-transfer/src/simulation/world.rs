@@ -80,6 +80,10 @@ impl World {
         let is_fair = air.dice.once_in(5);
         // Little, so that rooms are soon used again; or enough for all.
         let few = 3000 + air.dice.below(6000);
+        if is_fair && air.dice.once_in(2) {
+            // Damage that sending again makes good.
+            air.net.noise = 7;
+        }
         air.arena_bytes = if is_fair { 50_000 } else { few };
         let dice = &mut air.dice;
         let n_producers = 1 + dice.below(2);
