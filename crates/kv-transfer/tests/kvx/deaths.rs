@@ -40,8 +40,10 @@ fn a_producer_that_was_killed_and_started_again_on_its_port_gives_nothing_of_bef
     // A lease of the same number, as chance may have it.
     let mut same_number = old;
     same_number.uuid = new.uuid;
-    assert_eq!(refused(fetch(&client, &same_number)), RejectCode::BadToken);
+    let misled = client.hold(&same_number).unwrap();
+    assert_eq!(refused(pull(&client, &misled, 0..N)), RejectCode::BadToken);
     assert!(fetch(&client, &new).unwrap().data() == bytes(N, SEED));
+    drop(misled);
 }
 
 #[test]

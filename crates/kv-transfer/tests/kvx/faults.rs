@@ -22,7 +22,7 @@ fn fetch_through(tamper: Tamper) -> (Outcome, u64) {
 
 fn quick() -> baton_kv_transfer::KvClientConfig {
     let mut cfg = client_config();
-    cfg.idle_timeout = Duration::from_millis(500);
+    cfg.idle_timeout = Duration::from_secs(2);
     cfg
 }
 
