@@ -38,6 +38,8 @@ struct Way {
     stalled_until: Option<Instant>,
     /// Every so many segments one is damaged; 0 for none.
     noise: usize,
+    /// Of so many segments at first.
+    noisy: usize,
     n_sent: usize,
     /// The last chunk, which may come again.
     last: Vec<u8>,
@@ -74,7 +76,9 @@ impl Net {
             ..Connection::default()
         };
         if is_data {
-            connection.ways[At::Consumer as usize].noise = self.noise;
+            let way = &mut connection.ways[At::Consumer as usize];
+            // Twice: a chunk that comes damaged a third time is given up.
+            (way.noise, way.noisy) = (self.noise, 2 * self.noise);
         }
         self.conns.insert(self.last, connection);
         self.last
@@ -99,7 +103,8 @@ impl Net {
         let is_severed = connection.is_severed;
         let way = &mut connection.ways[to as usize];
         way.n_sent += 1;
-        if way.n_sent.checked_rem(way.noise) == Some(0)
+        if way.n_sent <= way.noisy
+            && way.n_sent.checked_rem(way.noise) == Some(0)
             && let Some(last) = bytes.last_mut()
         {
             *last ^= 1;
@@ -257,7 +262,8 @@ impl Net {
         let Some(connection) = self.conns.get_mut(&conn).filter(|c| c.is_data) else {
             return "nothing to disturb";
         };
-        connection.ways[At::Consumer as usize].noise = noise;
+        let way = &mut connection.ways[At::Consumer as usize];
+        (way.noise, way.noisy) = (noise, usize::MAX);
         "a data connection is disturbed"
     }
 
