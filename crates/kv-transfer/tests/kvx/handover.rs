@@ -400,7 +400,7 @@ fn long_and_short(tls: bool) {
     let pulled = fetch(&client, &server.publish(&export(35, 2)).unwrap()).unwrap();
     assert!(pulled.data() == bytes(35, 2));
     // A stripe may be done before another begins, and leave it its connection.
-    assert!((3..=4).contains(&connections()));
+    assert!((2..=4).contains(&connections()));
     // Many at the same time share what connections there may be.
     std::thread::scope(|scope| {
         for seed in 0..8 {
@@ -411,7 +411,7 @@ fn long_and_short(tls: bool) {
             });
         }
     });
-    assert!(connections() <= 5);
+    assert!((3..=5).contains(&connections()));
     eventually("every lease was consumed", || {
         server.stats().transfers == 10
     });
