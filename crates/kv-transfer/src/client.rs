@@ -133,7 +133,7 @@ impl KvClientConfig {
             shares_memory: true,
             tls: false,
             n_streams: 4,
-            stripe_bytes: 16 << 20,
+            stripe_bytes: 8 << 20,
             n_workers: 4,
             max_queued: 256,
             max_held: 4096,

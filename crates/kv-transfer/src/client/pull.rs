@@ -29,7 +29,7 @@ use crate::wire::{CHUNK_HEADER_LEN, ChunkHeader, MEMORY, Message, Selection, Wir
 const COPY_BYTES: usize = 8 << 20;
 
 /// Read at once: what a core's own cache holds, so that the checksum finds it there.
-const READ_BYTES: usize = 256 << 10;
+const READ_BYTES: usize = 128 << 10;
 
 /// How often a wait looks whether it was cancelled.
 pub(super) const CANCEL_CHECK: Duration = Duration::from_millis(50);
