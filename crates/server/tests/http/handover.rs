@@ -152,6 +152,33 @@ async fn servers_with_blocks_of_other_sizes_answer_as_one_does() {
 }
 
 #[tokio::test]
+async fn a_prompt_is_handed_over_though_its_first_token_ends_the_text() {
+    let ending = |role| {
+        let mut setup = Setup::role(role);
+        setup.sim.eos = Some((0, 1));
+        setup
+    };
+    let fleet = Fleet {
+        prefill: Server::start(ending(Role::Prefill)).await,
+        ..Fleet::with(ending(Role::Decode)).await
+    };
+    let prefiller = fleet.prefill.addr.to_string();
+    let body = json!({"prompt": prompt(9), "max_tokens": 30, "temperature": 0});
+    let answer = fleet
+        .decode_after(&prefiller, COMPLETIONS, &body)
+        .await
+        .json();
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    assert!(answer["kv_transfer_params"].is_object(), "KV moved");
+    let came = fleet
+        .decode
+        .metric("vllm:external_prefix_cache_hits_total")
+        .await;
+    assert!(came > 100.0, "{came} tokens came over");
+    fleet.prefill.until("kvx_leases", |n| n == 0.0).await;
+}
+
+#[tokio::test]
 async fn a_router_can_do_the_two_calls_itself() {
     let fleet = Fleet::start().await;
     let mut body = json!({"prompt": prompt(12), "max_tokens": 20, "temperature": 0});
