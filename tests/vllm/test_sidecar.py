@@ -104,8 +104,10 @@ def sidecar(pair):
 
 
 def prompt(n: int = 300) -> list[int]:
-    """Ids that no cache has seen."""
-    return [random.randrange(1000, 40000) for _ in range(n)]
+    """Ids that no cache has seen, and of which a model knows how they go on: to what it cannot know, sums in bf16 that are
+    taken in another order give another answer."""
+    round_ = [random.randrange(1000, 40000) for _ in range(12)]
+    return (round_ * n)[:n]
 
 
 def body(ids: list[int]) -> dict:
@@ -178,7 +180,8 @@ def test_chat_goes_the_same_way(pair, sidecar):
 
 def test_several_choices_are_left_to_decode_which_would_fetch_the_kv_for_each(pair, sidecar):
     pulled, prefilled = by_source(pair[1], "external_kv_transfer"), metric(pair[0], "vllm:prompt_tokens_total")
-    answer = through(sidecar, pair, prompt(), n=2, temperature=1, seed=7)
+    # Without a seed: on a CPU vLLM's engine dies of one.
+    answer = through(sidecar, pair, prompt(), n=2, temperature=1)
     assert len(answer["choices"]) == 2
     assert by_source(pair[1], "external_kv_transfer") == pulled
     assert metric(pair[0], "vllm:prompt_tokens_total") == prefilled
