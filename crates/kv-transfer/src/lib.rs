@@ -1,4 +1,5 @@
-//! Hands KV over from a prefill server (the producer) to a decode server (the consumer) through TCP.
+//! Hands KV over from a prefill server (the producer) to a decode server (the consumer), through TCP or, on one machine,
+//! through shared memory.
 //!
 //! The producer [publishes](KvServer::publish) host copies of finished blocks under a lease and answers with
 //! [`KvTransferParams`](baton_kv::KvTransferParams). The consumer [holds](KvClient::hold) the lease with
@@ -6,8 +7,8 @@
 //! and releases the lease. The receiver grants credit and the owner sends, so neither writes into memory that
 //! the other has not set aside.
 //!
-//! What stays true: a byte reaches the caller only after its checksum was found right; a lease that is gone never
-//! yields data; every wait has a deadline and every buffer a bound; nothing that a peer sends panics.
+//! What stays true: a byte reaches the caller only after its checksum was found right, or the mark of the memory that it was
+//! copied from; a lease that is gone never yields data; every wait has a deadline and every buffer a bound; nothing that a peer sends panics.
 //!
 //! Decisions are pure state machines (`handshake`, `lease`, `control`, `outgoing`, `holdings`, `fetch`, `incoming`,
 //! `geometry`, `wire`); `server` and `client` are threads and blocking sockets around them. Not here: what to do without KV

@@ -88,18 +88,9 @@ impl<'a> Pull<'a> {
         let session = self.job.lease.peer.session(self.deadline, stopped)?;
         let is_shared = session.memory().is_some();
         drop(session);
-        let n = match is_shared {
-            true => 1,
-            false => self.n_stripes(whole.bytes()),
-        };
-        let fetches = match n {
-            1 => vec![whole],
-            n => {
-                let stripes = stripes(&selection, n).into_iter();
-                stripes
-                    .map(|stripe| self.fetch(stripe))
-                    .collect::<Result<_, _>>()?
-            }
+        let fetches = match is_shared {
+            true => vec![whole],
+            false => self.striped(whole, &selection)?,
         };
         let transfers = self.side_by_side(fetches, buffer.bytes_mut())?;
         let brought = join(&selection, transfers, buffer.bytes_mut())?;
@@ -155,10 +146,16 @@ impl<'a> Pull<'a> {
         Fetch::new(wanted, limits)
     }
 
-    /// Data connections that so many bytes are worth.
-    fn n_stripes(&self, bytes: usize) -> usize {
+    /// The transfer on as many data connections as its bytes are worth.
+    fn striped(&self, whole: Fetch, selection: &Selection) -> Result<Vec<Fetch>, TransferError> {
         let cfg = &self.shared.cfg;
-        (bytes / cfg.stripe_bytes).clamp(1, cfg.n_streams)
+        match (whole.bytes() / cfg.stripe_bytes).clamp(1, cfg.n_streams) {
+            1 => Ok(vec![whole]),
+            n => {
+                let stripes = stripes(selection, n).into_iter();
+                stripes.map(|stripe| self.fetch(stripe)).collect()
+            }
+        }
     }
 
     /// Transfers at the same time, whose bytes follow each other in `buffer`. None waits for another: one that gets no
