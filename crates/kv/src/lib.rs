@@ -1,12 +1,15 @@
-//! The words that every part of baton uses for KV cache: block ids, chained block hashes, layouts.
+//! The words that every part of baton uses for KV cache: block ids, chained block hashes, layouts,
+//! events of a prefix cache.
 //! Plain data and pure functions; no I/O.
 #![forbid(unsafe_code)]
 
+mod events;
 pub mod fp8;
 mod hash;
 mod layout;
 mod params;
 
+pub use events::{BlockEvent, EngineHash, Medium, Removed, Stored};
 pub use hash::{BlockHash, BlockHasher};
 pub use layout::{DType, KvLayout, LayoutError};
 pub use params::{
