@@ -127,16 +127,13 @@ impl Desk {
         snapshot.clear();
         snapshot.extend(servers.iter().map(|s| s.endpoint()));
         *turn = turn.wrapping_add(1);
-        let decision = scheduler.decide(
-            snapshot,
-            &Request {
-                model,
-                prompt,
-                avoid,
-            },
-            *turn,
-        )?;
-        scheduler.sent(prompt, &decision);
+        let request = Request {
+            model,
+            avoid,
+            ..Request::new(prompt)
+        };
+        let decision = scheduler.decide(snapshot, &request, *turn)?;
+        scheduler.sent(&request, &decision);
         // Counted before the lock is released, so that the next decision sees it.
         let flight = |id| servers.iter().find(|s| s.id == id).map(Flight::to);
         let decode = flight(decision.decode).ok_or(Unschedulable::NoneHealthy)?;

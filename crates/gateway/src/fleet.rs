@@ -1,7 +1,7 @@
 //! One model server as the gateway sees it, and the requests it has there.
 
 use crate::exposition::Scraped;
-use baton_scheduler::{Endpoint, EndpointId, Health, Load, Role};
+use baton_scheduler::{Endpoint, EndpointId, Health, Identity, Load, Role};
 use http::uri::Authority;
 use parking_lot::Mutex;
 use std::ops::Deref;
@@ -16,6 +16,7 @@ pub(crate) struct Server {
     pub(crate) authority: Authority,
     pub(crate) role: Role,
     pub(crate) name: Arc<str>,
+    identity: Arc<Identity>,
     in_flight: AtomicU32,
     seen: Mutex<Seen>,
     /// True once probes have been without an answer for long: connections to it will not end by themselves.
@@ -44,6 +45,7 @@ impl Server {
             id,
             authority,
             role,
+            identity: Arc::new(Identity::new(&*name, [])),
             name,
             in_flight: AtomicU32::new(0),
             seen: Mutex::new(seen),
@@ -57,8 +59,10 @@ impl Server {
         Endpoint {
             id: self.id,
             role: self.role,
-            models: seen.models.clone(),
             health: seen.health,
+            models: seen.models.clone(),
+            adapters: None,
+            identity: self.identity.clone(),
             load: load(
                 seen.scraped,
                 seen.in_flight_then,
@@ -118,8 +122,10 @@ fn load(scraped: Scraped, in_flight_then: u32, in_flight_now: u32) -> Load {
         .max(waiting);
     Load {
         waiting,
+        running: scraped.running.unwrap_or(0),
         active,
         kv_usage: scraped.kv_usage.unwrap_or(0.0),
+        ..Load::default()
     }
 }
 
@@ -166,9 +172,8 @@ mod tests {
         assert_eq!(
             load(Scraped::default(), 0, 3),
             Load {
-                waiting: 0,
                 active: 3,
-                kv_usage: 0.0
+                ..Load::default()
             }
         );
         assert_eq!(load(Scraped::default(), 9, 3).active, 0);

@@ -61,7 +61,7 @@ pub(crate) async fn forward(
         let route = match gateway.desk.route(model, &prompt, &tried) {
             Ok(route) => route,
             Err(Unschedulable::UnknownModel) => return Err(unknown_model(model, gateway)),
-            Err(Unschedulable::NoneHealthy) => break,
+            Err(_) => break,
         };
         gateway.metrics.decided(&route.decision.prefill);
         tracing::debug!(server = &*route.decode.name, decision = ?route.decision, "routed");

@@ -142,7 +142,7 @@ impl Metrics {
     pub(crate) fn decided(&self, prefill: &Prefill) {
         let decision = match prefill {
             Prefill::At(..) => "prefill-decode",
-            Prefill::NotWorthIt => "decode-only",
+            Prefill::NotWorthIt | Prefill::SameServer => "decode-only",
             Prefill::NoneHealthy => "no-prefill-server",
         };
         self.decisions.with_label_values(&[decision]).inc();
@@ -163,14 +163,13 @@ impl Metrics {
         self.endpoints.reset();
         for server in desk.servers().iter() {
             let endpoint = server.endpoint();
-            let role = format!("{:?}", endpoint.role).to_lowercase();
             let health = match endpoint.health {
                 Health::Healthy => "healthy",
                 Health::Draining => "draining",
                 Health::Unreachable => "unreachable",
             };
             self.endpoints
-                .with_label_values(&[role.as_str(), health])
+                .with_label_values(&[endpoint.role.name(), health])
                 .inc();
         }
         let mut text = Vec::new();

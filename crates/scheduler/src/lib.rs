@@ -1,19 +1,38 @@
 //! Picks the servers of a request: a decode server first, then, if enough of the prompt is not cached there, a prefill
-//! server.
+//! server; or whatever else a [`Plan`] says.
 //!
 //! Pure: the fleet, the request and the tie-breaking number are arguments; what was decided before lives in the
-//! [`PrefixIndex`]. It scrapes nothing, forwards nothing and knows no clock. Invariant: the same arguments after the
-//! same history give the same decision; no decision iterates over a hash map.
+//! [`PrefixIndex`] and beside it. It scrapes nothing, forwards nothing and knows no clock. Invariant: the same arguments
+//! after the same history give the same decision; no decision iterates over a hash map.
 #![forbid(unsafe_code)]
 
+pub mod config;
 mod endpoint;
+pub mod engines;
+mod filter;
+mod picker;
+mod plan;
 mod policy;
 mod prefix;
 mod prompt;
+mod recent;
+mod request;
+mod saturation;
 mod schedule;
+mod scorer;
+mod workspace;
 
-pub use endpoint::{Endpoint, EndpointId, Health, Load, Role};
-pub use policy::{Policy, Score, Weights};
+pub use endpoint::{Adapters, Endpoint, EndpointId, Health, Identity, Load, Role, Roles};
+pub use filter::{Filter, Measure, Requirement};
+pub use picker::{Picker, Picking};
+pub use plan::{
+    Approximate, Decider, Events, Handler, InFlight, Named, OnUnavailable, Plan, Precise, Profile,
+    ProfileIdx, Session, SessionStrategy, Shedding, Source, StageOrder, Stages, Weighted,
+};
+pub use policy::{Policy, Weights};
 pub use prefix::{Certainty, Match, PrefixIndex};
 pub use prompt::{BLOCK_BYTES, BlockHash, MAX_BLOCKS, Prompt, PromptHasher};
-pub use schedule::{Decision, Prefill, Request, Scheduler, Unschedulable};
+pub use request::{Candidate, Decision, Explanation, Prefill, Request, Stage, Unschedulable};
+pub use saturation::{Concurrency, Counted, Detector, Saturation, Utilization};
+pub use schedule::Scheduler;
+pub use scorer::Scorer;

@@ -1,6 +1,12 @@
-//! The numbers that decide, as data.
+//! The usual plan with prefill and decode apart, in a few numbers.
 
-use crate::Endpoint;
+use crate::Roles;
+use crate::filter::Filter;
+use crate::picker::{Picker, Picking};
+use crate::plan::{
+    Decider, Handler, Named, OnUnavailable, Plan, Profile, Source, StageOrder, Stages, Weighted,
+};
+use crate::scorer::Scorer;
 use serde::{Deserialize, Serialize};
 
 /// How much each scorer counts. Every scorer gives 0 to 1; the sum decides. The names are the upstream plugins'.
@@ -42,6 +48,36 @@ impl Weights {
         .iter()
         .all(|w| w.is_finite() && *w >= 0.0)
     }
+
+    fn scorers(self) -> Vec<Weighted> {
+        let prefix = Scorer::Prefix {
+            source: Source::Approximate,
+            length_weight: 0.0,
+            long: 8192.0,
+        };
+        let active = Scorer::ActiveRequests {
+            idle: 0,
+            most_when_busy: 1.0,
+        };
+        [
+            ("prefix-cache-scorer", prefix, self.prefix_cache_scorer),
+            ("queue-scorer", Scorer::Queue, self.queue_scorer),
+            ("active-request-scorer", active, self.active_request_scorer),
+            (
+                "kv-cache-utilization-scorer",
+                Scorer::KvUsage,
+                self.kv_cache_utilization_scorer,
+            ),
+        ]
+        .into_iter()
+        .filter(|(.., weight)| *weight > 0.0)
+        .map(|(name, scorer, weight)| Weighted {
+            name: name.into(),
+            scorer,
+            weight: weight.into(),
+        })
+        .collect()
+    }
 }
 
 /// How to choose. The defaults are those of the upstream prefill/decode guide.
@@ -76,86 +112,42 @@ impl Default for Policy {
     }
 }
 
-/// What the scorers made of an endpoint: each scorer's value before its weight, and the weighted sum.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Score {
-    /// Weighted sum.
-    pub total: f32,
-    /// Prefix cache scorer.
-    pub prefix: f32,
-    /// Queue scorer.
-    pub queue: f32,
-    /// Active request scorer.
-    pub active: f32,
-    /// KV cache utilization scorer.
-    pub kv: f32,
-}
-
-/// The extremes that relative scorers compare with.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Extremes {
-    least_waiting: u32,
-    most_waiting: u32,
-    most_active: u32,
-}
-
-impl Extremes {
-    pub(crate) fn of<'a>(candidates: impl Iterator<Item = &'a Endpoint>) -> Self {
-        let start = Self {
-            least_waiting: u32::MAX,
-            most_waiting: 0,
-            most_active: 0,
+impl From<Policy> for Plan {
+    fn from(policy: Policy) -> Self {
+        let profile = |name: &str, filter: &str, roles, weights: Weights| Profile {
+            name: name.into(),
+            filters: vec![Named {
+                name: filter.into(),
+                is: Filter::Roles(roles),
+            }],
+            scorers: weights.scorers(),
+            picker: Picker::one(Picking::MaxScoreInTurn),
         };
-        candidates.fold(start, |e, c| Self {
-            least_waiting: e.least_waiting.min(c.load.waiting),
-            most_waiting: e.most_waiting.max(c.load.waiting),
-            most_active: e.most_active.max(c.load.active),
-        })
+        let decode = profile("decode", "decode-filter", Roles::DECODE, policy.decode);
+        // Servers of both roles keep their prompts to themselves.
+        let only = Roles::PREFILL_ONLY;
+        let prefill = profile("prefill", "prefill-filter", only, policy.prefill);
+        let prefill_if = match policy.pd_threshold {
+            None => Decider::Never,
+            Some(at_least) => Decider::Uncached {
+                at_least,
+                prompt_at_least: 0,
+                source: Source::Approximate,
+            },
+        };
+        Self::with(
+            vec![decode, prefill],
+            Handler::Disaggregated(Stages {
+                decode: 0,
+                prefill: Some(1),
+                encode: None,
+                prefill_if,
+                encode_if: Decider::Never,
+                on_unavailable: OnUnavailable::Fallback,
+                order: StageOrder::DecodeFirst,
+                primary_port: None,
+                same_label: None,
+            }),
+        )
     }
-}
-
-impl Weights {
-    /// Scores `endpoint`, which holds `matched` of the prompt's `blocks` blocks.
-    pub(crate) fn score(
-        &self,
-        endpoint: &Endpoint,
-        extremes: Extremes,
-        matched: usize,
-        blocks: usize,
-    ) -> Score {
-        let load = &endpoint.load;
-        let prefix = if blocks == 0 {
-            0.0
-        } else {
-            ratio(matched as u64, blocks as u64)
-        };
-        let queue = match extremes.most_waiting - extremes.least_waiting {
-            0 => 1.0,
-            span => ratio((extremes.most_waiting - load.waiting).into(), span.into()),
-        };
-        let active = match extremes.most_active {
-            0 => 1.0,
-            most => ratio((most - load.active).into(), most.into()),
-        };
-        let kv = if load.kv_usage.is_nan() {
-            0.0
-        } else {
-            1.0 - load.kv_usage.clamp(0.0, 1.0)
-        };
-        let total = self.prefix_cache_scorer * prefix
-            + self.queue_scorer * queue
-            + self.active_request_scorer * active
-            + self.kv_cache_utilization_scorer * kv;
-        Score {
-            total,
-            prefix,
-            queue,
-            active,
-            kv,
-        }
-    }
-}
-
-fn ratio(part: u64, whole: u64) -> f32 {
-    part as f32 / whole as f32
 }

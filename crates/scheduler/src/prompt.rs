@@ -3,6 +3,8 @@
 //! The hashes are private to this process and decide nothing but where a request goes, so a collision costs time, never
 //! an answer. They are keyed, so that a client cannot aim for one.
 
+use crate::Approximate;
+
 /// Bytes of a prompt in one block: about 16 tokens.
 pub const BLOCK_BYTES: usize = 64;
 
@@ -16,10 +18,13 @@ pub const MAX_BLOCKS: usize = 2048;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockHash(pub(crate) u64);
 
-/// A prompt's prefix blocks and length.
+/// A prompt's prefix blocks and length; or those of several prompts that one request asks for.
 #[derive(Clone, Debug, Default)]
 pub struct Prompt {
     pub(crate) blocks: Vec<BlockHash>,
+    /// Where in `blocks` each prompt but the first begins.
+    starts: Vec<usize>,
+    block_bytes: u32,
     bytes: u64,
     tokens: u32,
 }
@@ -31,9 +36,23 @@ impl Prompt {
         self.tokens
     }
 
-    /// Tokens that lie beyond the first `matched` blocks, by proportion of bytes.
+    /// About how many tokens a block has.
+    pub(crate) fn block_tokens(&self) -> u32 {
+        self.block_bytes / BYTES_PER_TOKEN as u32
+    }
+
+    /// The blocks of each prompt.
+    pub(crate) fn chains(&self) -> impl Iterator<Item = &[BlockHash]> {
+        let starts = std::iter::once(0).chain(self.starts.iter().copied());
+        let ends = (self.starts.iter().copied()).chain(std::iter::once(self.blocks.len()));
+        starts
+            .zip(ends)
+            .map(|(start, end)| &self.blocks[start..end])
+    }
+
+    /// Tokens that lie beyond `matched` leading blocks, by proportion of bytes.
     pub(crate) fn tokens_beyond(&self, matched: usize) -> u32 {
-        let matched_bytes = (matched as u64 * BLOCK_BYTES as u64).min(self.bytes);
+        let matched_bytes = (matched as u64 * u64::from(self.block_bytes)).min(self.bytes);
         let cached = u64::from(self.tokens) * matched_bytes / self.bytes.max(1);
         // cached <= tokens, because matched_bytes <= bytes.
         self.tokens - u32::try_from(cached).unwrap_or(self.tokens)
@@ -44,48 +63,98 @@ impl Prompt {
 #[derive(Clone, Copy, Debug)]
 pub struct PromptHasher {
     key: u64,
+    block_bytes: usize,
+    most_blocks: usize,
 }
 
 impl PromptHasher {
     /// A hasher keyed with `key`, a random number of this process.
     #[must_use]
     pub fn new(key: u64) -> Self {
-        Self { key }
+        Self {
+            key,
+            block_bytes: BLOCK_BYTES,
+            most_blocks: MAX_BLOCKS,
+        }
+    }
+
+    /// The same hasher with the blocks that a plan wants.
+    #[must_use]
+    pub fn with_blocks(self, of: &Approximate) -> Self {
+        let bytes = u64::from(of.block_tokens.max(1)) * BYTES_PER_TOKEN;
+        Self {
+            block_bytes: bytes.min(1 << 20) as usize,
+            most_blocks: of.most_blocks,
+            ..self
+        }
     }
 
     /// The prompt that `pieces`, one after another, make for `model`. Without a count of `tokens` it is taken that four
     /// bytes are one.
     #[must_use]
     pub fn prompt(&self, model: &str, pieces: &[&[u8]], tokens: Option<u32>) -> Prompt {
-        let bytes = pieces.iter().map(|p| p.len() as u64).sum();
+        self.prompts(model, &[pieces], tokens)
+    }
+
+    /// Several prompts of one request, each made of its pieces. `tokens` is the count of all of them.
+    #[must_use]
+    pub fn prompts(&self, model: &str, prompts: &[&[&[u8]]], tokens: Option<u32>) -> Prompt {
+        let bytes = prompts
+            .iter()
+            .copied()
+            .flatten()
+            .map(|p| p.len() as u64)
+            .sum();
         let tokens =
             tokens.unwrap_or_else(|| u32::try_from(bytes / BYTES_PER_TOKEN).unwrap_or(u32::MAX));
+        let expected = usize::try_from(bytes).unwrap_or(usize::MAX) / self.block_bytes;
+        let mut blocks = Vec::with_capacity(expected.min(self.most_blocks));
+        let mut starts = Vec::new();
+        for (i, pieces) in prompts.iter().enumerate() {
+            if i > 0 {
+                starts.push(blocks.len());
+            }
+            self.hash(model, pieces, &mut blocks);
+        }
         Prompt {
-            blocks: self.blocks(model, pieces),
+            blocks,
+            starts,
+            block_bytes: self.block_bytes as u32,
             bytes,
             tokens,
         }
     }
 
-    fn blocks(&self, model: &str, pieces: &[&[u8]]) -> Vec<BlockHash> {
+    /// A number for the name of a session, which no client can aim at.
+    #[must_use]
+    pub fn session(&self, name: &str) -> u64 {
+        chain(!self.key, name.as_bytes())
+    }
+
+    /// Appends the blocks of one prompt. A part of a block at the end does not count.
+    fn hash(&self, model: &str, pieces: &[&[u8]], blocks: &mut Vec<BlockHash>) {
         let mut parent = chain(self.key, model.as_bytes());
-        let mut block = [0u8; BLOCK_BYTES];
-        let mut filled = 0;
-        let total: usize = pieces.iter().map(|p| p.len()).sum();
-        let mut blocks = Vec::with_capacity((total / BLOCK_BYTES).min(MAX_BLOCKS));
+        // Begun in one piece, to be completed from the next.
+        let mut begun: Vec<u8> = Vec::new();
         for mut piece in pieces.iter().copied() {
-            while !piece.is_empty() && blocks.len() < MAX_BLOCKS {
-                let n = piece.len().min(BLOCK_BYTES - filled);
-                block[filled..filled + n].copy_from_slice(&piece[..n]);
-                (filled, piece) = (filled + n, &piece[n..]);
-                if filled == BLOCK_BYTES {
-                    parent = chain(parent, &block);
-                    blocks.push(BlockHash(parent));
-                    filled = 0;
-                }
+            while blocks.len() < self.most_blocks {
+                let missing = self.block_bytes - begun.len();
+                let Some((head, rest)) = piece.split_at_checked(missing) else {
+                    begun.extend_from_slice(piece);
+                    break;
+                };
+                piece = rest;
+                parent = if begun.is_empty() {
+                    chain(parent, head)
+                } else {
+                    begun.extend_from_slice(head);
+                    let hash = chain(parent, &begun);
+                    begun.clear();
+                    hash
+                };
+                blocks.push(BlockHash(parent));
             }
         }
-        blocks
     }
 }
 
@@ -113,7 +182,7 @@ mod tests {
     use super::*;
 
     fn blocks(model: &str, pieces: &[&[u8]]) -> Vec<BlockHash> {
-        PromptHasher::new(7).blocks(model, pieces)
+        PromptHasher::new(7).prompt(model, pieces, None).blocks
     }
 
     #[test]
@@ -167,8 +236,31 @@ mod tests {
         assert_ne!(blocks("m", &[&text]), blocks("n", &[&text]));
         assert_ne!(
             blocks("m", &[&text]),
-            PromptHasher::new(8).blocks("m", &[&text])
+            PromptHasher::new(8).prompt("m", &[&text], None).blocks
         );
+    }
+
+    #[test]
+    fn several_prompts_are_chains_of_their_own() {
+        let (a, b) = ([b'a'; 150], [b'b'; 70]);
+        let both = PromptHasher::new(7).prompts("m", &[&[&a], &[], &[&b]], None);
+        let chains: Vec<_> = both.chains().map(<[BlockHash]>::to_vec).collect();
+        assert_eq!(chains, [blocks("m", &[&a]), vec![], blocks("m", &[&b])]);
+        assert_eq!((both.tokens(), both.tokens_beyond(3)), (55, 7));
+    }
+
+    #[test]
+    fn blocks_are_as_long_as_a_plan_wants() {
+        let of = Approximate {
+            block_tokens: 64,
+            most_blocks: 3,
+            ..Approximate::default()
+        };
+        let hasher = PromptHasher::new(7).with_blocks(&of);
+        let prompt = hasher.prompt("m", &[&[b'x'; 600], &[b'x'; 600]], None);
+        assert_eq!((prompt.blocks.len(), prompt.block_tokens()), (3, 64));
+        assert_eq!(prompt.tokens_beyond(3), 300 - 192);
+        assert_eq!(hasher.prompt("m", &[&[b'x'; 600]], None).blocks.len(), 2);
     }
 
     #[test]

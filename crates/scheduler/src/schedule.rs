@@ -1,104 +1,66 @@
-//! The decision: filter, score, pick; decode first, then prefill if it is worth it.
+//! The decision: run the plan's profiles; decode first, then prefill if it is worth it, unless the plan says otherwise.
 
-use crate::policy::Extremes;
-use crate::{
-    BlockHash, Certainty, Endpoint, EndpointId, Match, Policy, PrefixIndex, Prompt, Role, Score,
-    Weights,
+use crate::picker::Dice;
+use crate::plan::{
+    Decider, Handler, OnUnavailable, ProfileIdx, SessionStrategy, Shedding, StageOrder, Stages,
 };
-
-/// What a decision needs to know of a request.
-#[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
-    /// The model asked for; `None` is whatever the server serves first.
-    pub model: Option<&'a str>,
-    /// Its prompt; empty for requests that have none.
-    pub prompt: &'a Prompt,
-    /// Servers that failed this request already. Deciding again with them here gives the next best.
-    pub avoid: &'a [EndpointId],
-}
-
-/// Where a request goes, and why.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Decision {
-    /// The server that answers.
-    pub decode: EndpointId,
-    /// Why that one.
-    pub score: Score,
-    /// Tokens of the prompt that are probably not cached there.
-    pub uncached_tokens: u32,
-    /// Whether another server computes the prompt.
-    pub prefill: Prefill,
-}
-
-/// Whether a prefill server takes part.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Prefill {
-    /// Too little of the prompt is uncached: sending KV would cost more than computing it.
-    NotWorthIt,
-    /// It would be worth it, and no prefill server is healthy: decode computes the prompt.
-    NoneHealthy,
-    /// This one.
-    At(EndpointId, Score),
-}
-
-impl Prefill {
-    /// The server, if one takes part.
-    #[must_use]
-    pub fn server(&self) -> Option<EndpointId> {
-        match self {
-            Self::At(id, _) => Some(*id),
-            Self::NotWorthIt | Self::NoneHealthy => None,
-        }
-    }
-}
-
-/// Why no server can answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unschedulable {
-    /// Servers told what they serve, and none of them, healthy or not, serves this model.
-    #[error("no server serves this model")]
-    UnknownModel,
-    /// Every server that could answer is down, draining, or failed this request already.
-    #[error("no server can answer now")]
-    NoneHealthy,
-}
+use crate::recent::{Recency, Sessions};
+use crate::saturation::{Saturation, Utilization};
+use crate::workspace::{Context, Held, Workspace};
+use crate::{
+    Certainty, Decision, Endpoint, EndpointId, Explanation, Plan, Prefill, PrefixIndex, Prompt,
+    Request, Unschedulable,
+};
 
 /// Decides, and remembers where prompts went.
 #[derive(Debug)]
 pub struct Scheduler {
-    policy: Policy,
+    plan: Plan,
     index: PrefixIndex,
+    recency: Recency,
+    sessions: Sessions,
     workspace: Workspace,
 }
 
-/// What one choice needs and the next one uses again.
-#[derive(Debug, Default)]
-struct Workspace {
-    candidates: Vec<usize>,
-    ids: Vec<EndpointId>,
-    found: Vec<Match>,
-    scores: Vec<Score>,
+/// A decision being made.
+struct Run<'a> {
+    plan: &'a Plan,
+    cx: Context<'a>,
+    workspace: &'a mut Workspace,
+    dice: Dice,
+    explain: Option<&'a mut Explanation>,
 }
 
-/// The winner of one choice.
-struct Picked {
-    id: EndpointId,
-    score: Score,
-    found: Match,
+/// The winner of a stage.
+#[derive(Clone, Copy)]
+struct Picked<'a> {
+    endpoint: &'a Endpoint,
+    score: f64,
+    held: Held,
 }
 
 impl Scheduler {
     /// A scheduler that knows of no prompt yet.
     #[must_use]
-    pub fn new(policy: Policy, index: PrefixIndex) -> Self {
+    pub fn new(plan: impl Into<Plan>, index: PrefixIndex) -> Self {
+        let plan = plan.into();
         Self {
-            policy,
+            recency: Recency::new(plan.recently_used),
+            plan,
             index,
+            sessions: Sessions::default(),
             workspace: Workspace::default(),
         }
     }
 
-    /// Decides where `request` goes. `turn` breaks ties: counting it up uses equal servers in turn.
+    /// How it decides.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Decides where `request` goes. `turn` is chance, and breaks ties: where a picker uses equals in turn, it should be
+    /// counted up.
     ///
     /// # Errors
     /// [`Unschedulable`], if no server may answer.
@@ -108,123 +70,327 @@ impl Scheduler {
         request: &Request<'_>,
         turn: u64,
     ) -> Result<Decision, Unschedulable> {
-        let blocks = &request.prompt.blocks;
-        let mut pick = |role: fn(Role) -> bool, weights: &Weights| {
-            let may_take = |e: &Endpoint| role(e.role) && may_take(e, request);
-            self.workspace.gather(fleet, may_take);
-            self.workspace
-                .pick(fleet, &self.index, blocks, weights, turn)
+        self.run(fleet, request, turn, None)
+    }
+
+    /// Decides as [`Scheduler::decide`] does, and says why.
+    ///
+    /// # Errors
+    /// Likewise; `explanation` then says how far it came.
+    pub fn decide_explained(
+        &mut self,
+        fleet: &[Endpoint],
+        request: &Request<'_>,
+        turn: u64,
+        explanation: &mut Explanation,
+    ) -> Result<Decision, Unschedulable> {
+        self.run(fleet, request, turn, Some(explanation))
+    }
+
+    fn run(
+        &mut self,
+        fleet: &[Endpoint],
+        request: &Request<'_>,
+        turn: u64,
+        explain: Option<&mut Explanation>,
+    ) -> Result<Decision, Unschedulable> {
+        let pinned = self.pinned(fleet, request);
+        self.workspace.gather(fleet, request);
+        let mut run = Run {
+            plan: &self.plan,
+            cx: Context {
+                fleet,
+                request,
+                index: &self.index,
+                recency: &self.recency,
+                pinned,
+                turn,
+            },
+            workspace: &mut self.workspace,
+            dice: Dice::new(turn),
+            explain,
         };
-        let decode =
-            pick(Role::decodes, &self.policy.decode).ok_or_else(|| why_nobody(fleet, request))?;
-        // What is merely expected there may be far back in a queue, and asking a prefill server that has it costs little.
-        let uncached_tokens = request.prompt.tokens_beyond(decode.found.computed);
-        let worth_it = |threshold: u32| uncached_tokens > 0 && uncached_tokens >= threshold;
-        let prefill = if !self.policy.pd_threshold.is_some_and(worth_it) {
-            Prefill::NotWorthIt
-        } else if let Some(picked) = pick(Role::prefills_for_others, &self.policy.prefill) {
-            Prefill::At(picked.id, picked.score)
-        } else {
-            Prefill::NoneHealthy
-        };
-        Ok(Decision {
-            decode: decode.id,
-            score: decode.score,
-            uncached_tokens,
-            prefill,
+        run.decide().map_err(|why| {
+            if knows_nobody(fleet, request) {
+                Unschedulable::UnknownModel
+            } else {
+                why
+            }
         })
     }
 
-    /// Notes that a request with `prompt` was sent where `decision` says.
-    pub fn sent(&mut self, prompt: &Prompt, decision: &Decision) {
+    /// The server that the request's session is at.
+    fn pinned(&self, fleet: &[Endpoint], request: &Request<'_>) -> Option<EndpointId> {
+        match &self.plan.session.as_ref()?.strategy {
+            SessionStrategy::Token { .. } => {
+                let name = request.session_endpoint?;
+                let named = |e: &&Endpoint| *e.identity.name == *name;
+                fleet.iter().find(named).map(|e| e.id)
+            }
+            SessionStrategy::Id { idle, .. } => {
+                (self.sessions).find(request.session?, request.now, *idle)
+            }
+        }
+    }
+
+    /// Notes that `request` was sent where `decision` says.
+    pub fn sent(&mut self, request: &Request<'_>, decision: &Decision) {
         let servers = [Some(decision.decode), decision.prefill.server()];
         for server in servers.into_iter().flatten() {
-            self.index
-                .insert(server, &prompt.blocks, Certainty::Expected);
+            for chain in request.prompt.chains() {
+                self.index.insert(server, chain, Certainty::Expected);
+            }
+            if decision.cold {
+                self.recency.used(server);
+            }
+        }
+        let (Some(of), Some(session)) = (&self.plan.session, request.session) else {
+            return;
+        };
+        let server = match (&self.plan.handler, of.profile) {
+            (Handler::Disaggregated(stages), Some(profile)) if stages.prefill == Some(profile) => {
+                decision.prefill.server()
+            }
+            _ => Some(decision.decode),
+        };
+        if let Some(server) = server {
+            self.sessions.stays(session, server, request.now);
         }
     }
 
     /// Notes that `decode` has begun to answer a request with `prompt`, and so has its KV.
     pub fn answered(&mut self, prompt: &Prompt, decode: EndpointId) {
-        self.index
-            .insert(decode, &prompt.blocks, Certainty::Computed);
+        for chain in prompt.chains() {
+            self.index.insert(decode, chain, Certainty::Computed);
+        }
     }
 
     /// Notes that `server` is gone, or lost its cache.
     pub fn forget(&mut self, server: EndpointId) {
         self.index.forget(server);
+        self.recency.forget(server);
     }
 
     /// Notes that `server` has room for about `blocks` prefix blocks.
     pub fn set_cache_size(&mut self, server: EndpointId, blocks: usize) {
-        self.index.set_capacity(server, blocks);
+        if self.plan.approximate.auto_tune {
+            self.index.set_capacity(server, blocks);
+        }
+    }
+
+    /// How busy the fleet is.
+    #[must_use]
+    pub fn saturation(&self, fleet: &[Endpoint]) -> Saturation {
+        self.plan.saturation.of_fleet(fleet)
+    }
+
+    /// Whether a request of this priority is let in where nobody queues: all are, unless it is below 0 and servers are
+    /// busy.
+    ///
+    /// # Errors
+    /// [`Unschedulable::Saturated`], if it is not.
+    pub fn admit(
+        &self,
+        fleet: &[Endpoint],
+        priority: i32,
+        chance: u64,
+    ) -> Result<(), Unschedulable> {
+        if priority >= 0 {
+            return Ok(());
+        }
+        let refuse = match self.plan.shedding {
+            Shedding::AtSaturation => self.saturation(fleet).effective() >= 1.0,
+            Shedding::Probabilistic {
+                queue_depth,
+                kv_usage,
+                power,
+                factor,
+            } => {
+                let by = crate::Detector::Utilization(Utilization {
+                    queue_depth,
+                    kv_usage,
+                    headroom: 0.0,
+                });
+                let busy = by.of(fleet.iter().filter(|e| e.is_healthy()));
+                Dice::new(chance).fraction() <= factor * busy.powf(power)
+            }
+        };
+        if refuse {
+            Err(Unschedulable::Saturated)
+        } else {
+            Ok(())
+        }
     }
 }
 
-impl Workspace {
-    /// Makes the endpoints that `may_take` a request the candidates, in the order of their names: the order in which
-    /// they were found does not matter.
-    fn gather(&mut self, fleet: &[Endpoint], may_take: impl Fn(&Endpoint) -> bool) {
-        self.candidates.clear();
-        self.candidates
-            .extend((0..fleet.len()).filter(|&i| may_take(&fleet[i])));
-        self.candidates.sort_unstable_by_key(|&i| fleet[i].id);
-        self.ids.clear();
-        self.ids
-            .extend(self.candidates.iter().map(|&i| fleet[i].id));
+impl<'a> Run<'a> {
+    fn decide(&mut self) -> Result<Decision, Unschedulable> {
+        match &self.plan.handler {
+            Handler::Single(profile) => self.alone(*profile, None),
+            Handler::DataParallel {
+                profile,
+                primary_port,
+            } => self.alone(*profile, Some(*primary_port)),
+            Handler::Disaggregated(stages) => match stages.order {
+                StageOrder::DecodeFirst => self.decode_first(stages),
+                StageOrder::PrefillFirst => self.prefill_first(stages),
+            },
+        }
     }
 
-    /// The best of the candidates.
-    fn pick(
+    /// One server does it all.
+    fn alone(
         &mut self,
-        fleet: &[Endpoint],
-        index: &PrefixIndex,
-        blocks: &[BlockHash],
-        weights: &Weights,
-        turn: u64,
-    ) -> Option<Picked> {
-        index.matches(blocks, &self.ids, &mut self.found);
-        let extremes = Extremes::of(self.candidates.iter().map(|&i| &fleet[i]));
-        self.scores.clear();
-        self.scores.extend(
-            (self.candidates.iter().zip(&self.found)).map(|(&i, found)| {
-                weights.score(&fleet[i], extremes, found.expected, blocks.len())
-            }),
-        );
-        let best = best(&self.scores, turn)?;
-        Some(Picked {
-            id: self.ids[best],
-            score: self.scores[best],
-            found: self.found[best],
+        profile: ProfileIdx,
+        primary_port: Option<u16>,
+    ) -> Result<Decision, Unschedulable> {
+        let picked = self.stage(profile, |_| true)?;
+        Ok(self.decision(picked, primary_port))
+    }
+
+    fn decode_first(&mut self, stages: &Stages) -> Result<Decision, Unschedulable> {
+        let decode = self.stage(stages.decode, |_| true)?;
+        let mut decision = self.decision(decode, stages.primary_port);
+        decision.encode = self.encode(stages, decision.uncached_tokens);
+        if let Some(profile) = stages.prefill
+            && self.says_yes(stages.prefill_if, decision.uncached_tokens)
+        {
+            decision.prefill = self.prefill(stages, profile, decode.endpoint)?;
+        }
+        Ok(decision)
+    }
+
+    fn prefill_first(&mut self, stages: &Stages) -> Result<Decision, Unschedulable> {
+        let first = match stages.prefill {
+            Some(profile) => self.stage(profile, |_| true).ok(),
+            None => None,
+        };
+        let encode = self.encode(stages, self.cx.request.prompt.tokens());
+        let (decode, prefill) = match (first, stages.prefill) {
+            (Some(first), _) => {
+                match self.stage(stages.decode, |e| agree(stages, first.endpoint, e)) {
+                    Ok(decode) => (decode, at(first, decode.endpoint)),
+                    // Nobody may take its KV.
+                    Err(_) => (self.stage(stages.decode, |_| true)?, nobody(stages)?),
+                }
+            }
+            (None, Some(_)) => (self.stage(stages.decode, |_| true)?, nobody(stages)?),
+            (None, None) => (self.stage(stages.decode, |_| true)?, Prefill::NotWorthIt),
+        };
+        Ok(Decision {
+            prefill,
+            encode,
+            ..self.decision(decode, stages.primary_port)
         })
     }
-}
 
-/// The index of the highest score; of several, the one whose turn it is.
-fn best(scores: &[Score], turn: u64) -> Option<usize> {
-    let highest = scores.iter().map(|s| s.total).max_by(f32::total_cmp)?;
-    let is_best = |s: &&Score| s.total.total_cmp(&highest).is_eq();
-    let n_best = scores.iter().filter(is_best).count();
-    let chosen = usize::try_from(turn % n_best as u64).ok()?;
-    scores
-        .iter()
-        .enumerate()
-        .filter(|(_, s)| is_best(s))
-        .nth(chosen)
-        .map(|(i, _)| i)
-}
-
-fn may_take(endpoint: &Endpoint, request: &Request<'_>) -> bool {
-    endpoint.is_healthy() && endpoint.serves(request.model) && !request.avoid.contains(&endpoint.id)
-}
-
-fn why_nobody(fleet: &[Endpoint], request: &Request<'_>) -> Unschedulable {
-    let mut decoders = fleet.iter().filter(|e| e.role.decodes()).peekable();
-    if decoders.peek().is_some() && decoders.all(|e| !e.serves(request.model)) {
-        Unschedulable::UnknownModel
-    } else {
-        Unschedulable::NoneHealthy
+    /// Runs a profile over the eligible endpoints that `of_these` takes.
+    fn stage(
+        &mut self,
+        profile: ProfileIdx,
+        of_these: impl Fn(&Endpoint) -> bool,
+    ) -> Result<Picked<'a>, Unschedulable> {
+        let profile = &self.plan.profiles[profile];
+        let explain = self.explain.as_deref_mut();
+        self.workspace
+            .run(profile, &self.cx, of_these, &mut self.dice, explain)?;
+        let best = self.workspace.best(self.cx.fleet);
+        let (endpoint, score, held) = best.ok_or(Unschedulable::NoneHealthy)?;
+        Ok(Picked {
+            endpoint,
+            score,
+            held,
+        })
     }
+
+    /// A decision for the decode server that was just picked.
+    fn decision(&self, picked: Picked<'_>, primary_port: Option<u16>) -> Decision {
+        let others = self.workspace.picked(self.cx.fleet).skip(1);
+        Decision {
+            decode: picked.endpoint.id,
+            others: others.map(|e| e.id).collect(),
+            score: picked.score,
+            // What is merely expected there may be far back in a queue, and asking a prefill server that has it costs
+            // little.
+            uncached_tokens: (self.cx.request.prompt).tokens_beyond(picked.held.computed as usize),
+            prefill: Prefill::NotWorthIt,
+            encode: Vec::new(),
+            primary_port,
+            cold: self.workspace.is_cold(),
+        }
+    }
+
+    fn prefill(
+        &mut self,
+        stages: &Stages,
+        profile: ProfileIdx,
+        decode: &Endpoint,
+    ) -> Result<Prefill, Unschedulable> {
+        match self.stage(profile, |e| agree(stages, e, decode)) {
+            Ok(picked) => Ok(at(picked, decode)),
+            Err(_) => nobody(stages),
+        }
+    }
+
+    fn encode(&mut self, stages: &Stages, uncached: u32) -> Vec<EndpointId> {
+        match stages.encode {
+            Some(profile) if self.says_yes(stages.encode_if, uncached) => {
+                match self.stage(profile, |_| true) {
+                    Ok(_) => (self.workspace.picked(self.cx.fleet))
+                        .map(|e| e.id)
+                        .collect(),
+                    Err(_) => Vec::new(),
+                }
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn says_yes(&self, decider: Decider, uncached: u32) -> bool {
+        match decider {
+            Decider::Never => false,
+            Decider::Always => true,
+            Decider::Multimodal => self.cx.request.multimodal,
+            Decider::Uncached {
+                at_least,
+                prompt_at_least,
+                ..
+            } => {
+                uncached > 0
+                    && uncached >= at_least
+                    && self.cx.request.prompt.tokens() >= prompt_at_least
+            }
+        }
+    }
+}
+
+/// A server that would compute a prompt for itself is not asked to.
+fn at(picked: Picked<'_>, decode: &Endpoint) -> Prefill {
+    if picked.endpoint.id == decode.id {
+        Prefill::SameServer
+    } else {
+        Prefill::At(picked.endpoint.id, picked.score)
+    }
+}
+
+/// No prefill server can take it.
+fn nobody(stages: &Stages) -> Result<Prefill, Unschedulable> {
+    match stages.on_unavailable {
+        OnUnavailable::Fallback => Ok(Prefill::NoneHealthy),
+        OnUnavailable::Fail => Err(Unschedulable::NoPrefill),
+    }
+}
+
+/// Whether two servers may exchange KV.
+fn agree(stages: &Stages, a: &Endpoint, b: &Endpoint) -> bool {
+    let label = stages.same_label.as_deref();
+    label.is_none_or(|label| a.identity.label(label) == b.identity.label(label))
+}
+
+/// Whether there are servers that could generate, and none of them, healthy or not, serves the model.
+fn knows_nobody(fleet: &[Endpoint], request: &Request<'_>) -> bool {
+    let mut decoders = fleet.iter().filter(|e| e.role.decodes()).peekable();
+    decoders.peek().is_some() && decoders.all(|e| !e.serves(request.served_name()))
 }
 
 #[cfg(test)]

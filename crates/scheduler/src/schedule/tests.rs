@@ -11,7 +11,8 @@
 //! answered unless it says otherwise.
 
 use super::*;
-use crate::{Health, Load, PromptHasher};
+use crate::workspace::may_take;
+use crate::{Health, Policy, PromptHasher, Role};
 use proptest::prelude::*;
 use std::fmt::Write as _;
 
@@ -29,11 +30,8 @@ impl World {
 
     fn set(&mut self, name: &str, role: Role, rest: &[&str]) {
         let mut e = Endpoint {
-            id: EndpointId(0),
-            role,
             models: Some(["m".into()].into()),
-            health: Health::Healthy,
-            load: Load::default(),
+            ..Endpoint::new(EndpointId(0), role)
         };
         let mut words = rest.iter();
         while let Some(&word) = words.next() {
@@ -62,11 +60,13 @@ impl World {
         let d = match decided {
             Err(Unschedulable::UnknownModel) => return "unknown model".to_owned(),
             Err(Unschedulable::NoneHealthy) => return "nobody".to_owned(),
+            Err(other) => return other.to_string(),
             Ok(d) => d,
         };
         let mut text = self.names[d.decode.0 as usize].clone();
         match d.prefill {
             Prefill::NotWorthIt => {}
+            Prefill::SameServer => text.push_str(" by itself"),
             Prefill::NoneHealthy => text.push_str(", no prefill server"),
             Prefill::At(p, _) => write!(text, " + {}", self.names[p.0 as usize]).unwrap(),
         }
@@ -98,12 +98,12 @@ fn ask(world: &World, scheduler: &mut Scheduler, words: &[&str]) -> String {
     let prompt = prompt(words[0]);
     let request = Request {
         model,
-        prompt: &prompt,
         avoid: &avoid,
+        ..Request::new(&prompt)
     };
     let decided = scheduler.decide(&world.fleet, &request, turn);
     if let Ok(d) = &decided {
-        scheduler.sent(&prompt, d);
+        scheduler.sent(&request, d);
         if answered {
             scheduler.answered(&prompt, d.decode);
         }
@@ -117,7 +117,14 @@ fn check(scenario: &str) {
     for line in scenario.lines().map(str::trim).filter(|l| !l.is_empty()) {
         let words: Vec<&str> = line.split_whitespace().collect();
         match (words[0], words.get(1).copied()) {
-            ("threshold", value) => scheduler.policy.pd_threshold = value.unwrap().parse().ok(),
+            ("threshold", value) => {
+                let pd_threshold = value.unwrap().parse().ok();
+                scheduler.plan = Policy {
+                    pd_threshold,
+                    ..Policy::default()
+                }
+                .into();
+            }
             ("forget", name) => scheduler.forget(world.id(name.unwrap())),
             ("ask", _) => {
                 let (question, expected) = line[4..].split_once(" => ").unwrap();
@@ -314,16 +321,15 @@ fn any_endpoint(id: u32) -> impl Strategy<Value = Endpoint> {
         any::<u32>(),
         any::<f32>(),
     )
-        .prop_map(move |(role, health, models, w, a, kv)| Endpoint {
-            id: EndpointId(id),
-            role,
-            models: models.map(|m| [Box::from(m)].into()),
-            health,
-            load: Load {
-                waiting: w,
-                active: a.max(w),
-                kv_usage: kv,
-            },
+        .prop_map(move |(role, health, models, w, a, kv)| {
+            let mut endpoint = Endpoint {
+                models: models.map(|m| [Box::from(m)].into()),
+                health,
+                ..Endpoint::new(EndpointId(id), role)
+            };
+            let load = &mut endpoint.load;
+            (load.waiting, load.active, load.kv_usage) = (w, a.max(w), kv);
+            endpoint
         })
 }
 
@@ -340,20 +346,21 @@ proptest! {
         for (text, turn) in asks {
             let prompt = prompt(["a*10", "a*300", "a*700", "b*300"][text]);
             let avoid = [EndpointId(avoid)];
-            let request = Request { model: Some("m"), prompt: &prompt, avoid: &avoid };
+            let request = Request { model: Some("m"), avoid: &avoid, ..Request::new(&prompt) };
             let eligible = |role: fn(Role) -> bool| fleet.iter().filter(move |e| role(e.role)).any(|e| may_take(e, &request));
             match scheduler.decide(&fleet, &request, turn) {
                 Err(_) => prop_assert!(!eligible(Role::decodes)),
                 Ok(d) => {
                     let of = |id| fleet.iter().find(|e| e.id == id).unwrap();
                     prop_assert!(of(d.decode).role.decodes() && may_take(of(d.decode), &request));
-                    prop_assert!(d.score.total.is_finite() && d.uncached_tokens <= prompt.tokens());
+                    prop_assert!(d.score.is_finite() && d.uncached_tokens <= prompt.tokens());
                     match d.prefill {
                         Prefill::At(p, _) => prop_assert!(of(p).role == Role::Prefill && may_take(of(p), &request)),
                         Prefill::NoneHealthy => prop_assert!(!eligible(Role::prefills_for_others)),
                         Prefill::NotWorthIt => prop_assert!(d.uncached_tokens < 128),
+                        Prefill::SameServer => prop_assert!(false, "roles of this policy do not overlap"),
                     }
-                    scheduler.sent(&prompt, &d);
+                    scheduler.sent(&request, &d);
                 }
             }
         }
@@ -363,7 +370,7 @@ proptest! {
     fn the_order_of_the_fleet_does_not_matter(fleet in any_fleet(), turn in any::<u64>()) {
         let decide = |fleet: &[Endpoint]| {
             let prompt = prompt("a*300");
-            let request = Request { model: Some("m"), prompt: &prompt, avoid: &[] };
+            let request = Request { model: Some("m"), ..Request::new(&prompt) };
             Scheduler::new(Policy::default(), PrefixIndex::new(50)).decide(fleet, &request, turn)
         };
         let mut reversed = fleet.clone();

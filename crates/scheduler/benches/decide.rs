@@ -1,0 +1,86 @@
+//! How long a decision takes, for 10, 100 and 1000 endpoints with prefill and decode apart, and a prompt of 2048 blocks
+//! that everybody, half of them, or nobody has: `cargo bench -p baton-scheduler --bench decide`.
+
+use baton_scheduler::config::load;
+use baton_scheduler::{
+    Endpoint, EndpointId, Identity, Load, Plan, PrefixIndex, PromptHasher, Request, Role, Scheduler,
+};
+use std::time::{Duration, Instant};
+
+const PLAN: &str = include_str!("../tests/configs/pd.yaml");
+const BLOCKS: usize = 2048;
+
+fn plan() -> Plan {
+    let value = serde_norway::from_str(PLAN).expect("the file is YAML");
+    load(&value).expect("the file makes sense").plan
+}
+
+/// A quarter prefill, the rest decode, with loads that differ.
+fn fleet(n: u32) -> Vec<Endpoint> {
+    let endpoint = |i: u32| {
+        let role = if i.is_multiple_of(4) {
+            Role::Prefill
+        } else {
+            Role::Decode
+        };
+        let labels = [("llm-d.ai/role".into(), role.name().into())];
+        Endpoint {
+            load: Load {
+                waiting: i * 7 % 13,
+                running: i * 5 % 31,
+                active: i * 11 % 37,
+                kv_usage: (i * 3 % 89) as f32 / 100.0,
+                ..Load::default()
+            },
+            models: Some(["org/model".into()].into()),
+            identity: Identity::new(format!("ns/pod-{i}-rank-0"), labels).into(),
+            ..Endpoint::new(EndpointId(i), role)
+        }
+    };
+    (0..n).map(endpoint).collect()
+}
+
+/// Median and 99th percentile of `n` calls.
+fn measure(n: usize, mut call: impl FnMut(u64)) -> (Duration, Duration) {
+    let time = |i| {
+        let start = Instant::now();
+        call(i as u64);
+        start.elapsed()
+    };
+    let mut times: Vec<Duration> = (0..n).map(time).collect();
+    times.sort_unstable();
+    (times[n / 2], times[n * 99 / 100])
+}
+
+#[expect(clippy::print_stdout, reason = "that is what it is for")]
+fn main() {
+    println!("endpoints  shared   median       p99");
+    for n in [10, 100, 1000] {
+        for (shared, every) in [("0 %", 0), ("50 %", 2), ("100 %", 1)] {
+            let plan = plan();
+            let hasher = PromptHasher::new(7).with_blocks(&plan.approximate);
+            let mut scheduler = Scheduler::new(plan, PrefixIndex::new(31_250));
+            let fleet = fleet(n);
+            let text = vec![b'x'; BLOCKS * 256];
+            let prompt = hasher.prompt("org/model", &[&text], None);
+            for endpoint in fleet
+                .iter()
+                .filter(|e| every > 0 && e.id.0.is_multiple_of(every))
+            {
+                scheduler.answered(&prompt, endpoint.id);
+            }
+            // A little more than what is cached, so that prefill is asked for.
+            let longer = [&text[..], &[b'y'; 4096]];
+            let prompt = hasher.prompt("org/model", &longer, None);
+            let request = Request {
+                model: Some("org/model"),
+                ..Request::new(&prompt)
+            };
+            let (median, p99) = measure(1000, |turn| {
+                let decision = scheduler.decide(&fleet, &request, turn);
+                assert!(decision.is_ok_and(|d| d.prefill.server().is_some()));
+            });
+            println!("{n:>9}  {shared:>6}  {median:>7.1?}  {p99:>8.1?}");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The section `flowControl`, as plain data.
+
+use super::fields::Fields;
+use super::plugins::{Is, Plugins};
+use crate::Detector;
+use std::time::Duration;
+
+/// How requests queue before they are scheduled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FlowControl {
+    /// Most bytes of bodies that wait, all bands together.
+    pub max_bytes: Option<u64>,
+    /// Most requests that wait, all bands together.
+    pub max_requests: Option<u64>,
+    /// How long a request may wait; `None` for as long as its client does.
+    pub ttl: Option<Duration>,
+    /// How long a request may wait while there are no servers.
+    pub no_endpoint_ttl: Duration,
+    /// Bounds and policies of priorities that are not listed.
+    pub template: Band,
+    /// The same for priorities below 0, if they differ.
+    pub negative_template: Option<Band>,
+    /// Bounds and policies of some priorities.
+    pub bands: Vec<(i32, Band)>,
+    /// Up to which saturation each band is let through.
+    pub usage_limit: UsageLimit,
+    /// Whether requests under way are ended for more important ones.
+    pub eviction: bool,
+    /// When servers count as busy.
+    pub detector: Detector,
+}
+
+/// What holds for one priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Band {
+    /// Most bytes of bodies that wait.
+    pub max_bytes: u64,
+    /// Most requests that wait.
+    pub max_requests: u64,
+    /// Whose turn it is.
+    pub fairness: Fairness,
+    /// Which request of a tenant comes first.
+    pub ordering: Ordering,
+}
+
+/// Which tenant's turn it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fairness {
+    /// Whoever has the request that the ordering puts first.
+    GlobalStrict,
+    /// Each in turn.
+    RoundRobin,
+    /// Whoever got the fewest tokens.
+    ProgramAware,
+}
+
+/// Which request comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ordering {
+    /// The one that came first.
+    Arrival,
+    /// The one whose time runs out first.
+    Deadline,
+    /// The one whose promised time to first token comes first.
+    SloDeadline,
+}
+
+/// Up to which saturation requests are let through.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum UsageLimit {
+    /// The same for all priorities.
+    Static(f64),
+    /// Less for lower priorities, the more the busier servers are, opened now and then.
+    SoftReflective,
+}
+
+impl Default for Band {
+    fn default() -> Self {
+        Self {
+            max_bytes: 1_000_000_000,
+            max_requests: 5000,
+            fairness: Fairness::GlobalStrict,
+            ordering: Ordering::Arrival,
+        }
+    }
+}
+
+/// Reads the section; `detector` is what it or the rest of the configuration names.
+pub(super) fn read(
+    fields: &mut Fields<'_, '_>,
+    plugins: &Plugins,
+    detector: Detector,
+) -> FlowControl {
+    let max_bytes = fields.quantity_if("maxBytes");
+    let max_requests = fields.quantity_if("maxRequests");
+    let ttl = fields.duration("defaultRequestTTL", Duration::from_secs(60));
+    let no_endpoint_ttl = fields.duration("noEndpointRequestTTL", Duration::from_secs(60));
+    let template = fields.inside("defaultPriorityBand", |f| band(f, plugins, Band::default()));
+    let negative_template = fields.has("defaultNegativePriorityBand").then(|| {
+        fields.inside("defaultNegativePriorityBand", |f| {
+            band(f, plugins, template)
+        })
+    });
+    let bands = fields.each("priorityBands", |f| {
+        let priority = f.whole_if("priority", (i32::MIN.into(), i32::MAX.into()));
+        if priority.is_none() && !f.has("priority") {
+            f.wrong("priority", "a band needs a priority");
+        }
+        let base = negative_template.filter(|_| priority.is_some_and(|p| p < 0));
+        let band = band(f, plugins, base.unwrap_or(template));
+        (
+            priority.and_then(|p| i32::try_from(p).ok()).unwrap_or(0),
+            band,
+        )
+    });
+    for (i, (priority, _)) in bands.iter().enumerate() {
+        if bands[..i].iter().any(|(p, _)| p == priority) {
+            fields.wrong(
+                "priorityBands",
+                format!("priority {priority} is given twice"),
+            );
+        }
+    }
+    let usage_limit = fields.text_if("usageLimitPolicyPluginRef").map(|name| {
+        match plugins.find_or_default(name).map(|p| p.is) {
+            Some(Is::UsageLimit(limit)) => Some(limit),
+            _ => None,
+        }
+    });
+    if usage_limit == Some(None) {
+        fields.wrong(
+            "usageLimitPolicyPluginRef",
+            "this names no usage limit policy",
+        );
+    }
+    FlowControl {
+        max_bytes,
+        max_requests,
+        ttl: Some(ttl).filter(|ttl| !ttl.is_zero()),
+        no_endpoint_ttl,
+        template,
+        negative_template,
+        bands,
+        usage_limit: usage_limit.flatten().unwrap_or(UsageLimit::Static(1.0)),
+        eviction: fields.flag("enableEviction", false),
+        detector,
+    }
+}
+
+fn band(fields: &mut Fields<'_, '_>, plugins: &Plugins, base: Band) -> Band {
+    // In templates it means nothing; upstream lets it stand.
+    if fields.place.ends_with("Band") {
+        fields.ignored("priority", "a template is for every priority");
+    }
+    let unless_zero = |n: Option<u64>, or| n.filter(|n| *n != 0).unwrap_or(or);
+    let fairness = match policy(fields, plugins, "fairnessPolicyRef") {
+        None => base.fairness,
+        Some(Is::Fairness(fairness)) => fairness,
+        Some(_) => {
+            fields.wrong("fairnessPolicyRef", "this names no fairness policy");
+            base.fairness
+        }
+    };
+    let ordering = match policy(fields, plugins, "orderingPolicyRef") {
+        None => base.ordering,
+        Some(Is::Ordering(ordering)) => ordering,
+        Some(_) => {
+            fields.wrong("orderingPolicyRef", "this names no ordering policy");
+            base.ordering
+        }
+    };
+    Band {
+        max_bytes: unless_zero(fields.quantity_if("maxBytes"), base.max_bytes),
+        max_requests: unless_zero(fields.quantity_if("maxRequests"), base.max_requests),
+        fairness,
+        ordering,
+    }
+}
+
+fn policy(fields: &mut Fields<'_, '_>, plugins: &Plugins, key: &'static str) -> Option<Is> {
+    let name = fields.text_if(key)?;
+    let found = plugins.find_or_default(name);
+    Some(found.map_or(Is::Quiet, |p| p.is))
+}

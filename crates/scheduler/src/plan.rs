@@ -1,0 +1,317 @@
+//! How to choose, as data: which profiles there are, who runs them, and what they are made of.
+
+use crate::filter::Filter;
+use crate::picker::Picker;
+use crate::saturation::Detector;
+use crate::scorer::Scorer;
+use std::time::Duration;
+
+/// Everything that decides.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The profiles. Those that the handler does not name never run.
+    pub profiles: Vec<Profile>,
+    /// Which profiles run, and in which order.
+    pub handler: Handler,
+    /// How prompts are cut for the approximate index, and how much of them it remembers.
+    pub approximate: Approximate,
+    /// How KV events are read, if they are.
+    pub precise: Option<Precise>,
+    /// When servers count as busy.
+    pub saturation: Detector,
+    /// How sessions stay where they were, if a profile wants that.
+    pub session: Option<Session>,
+    /// Most servers whose last use is remembered for `no-hit-lru-scorer`.
+    pub recently_used: usize,
+    /// How requests of priority below 0 are refused when servers are busy.
+    pub shedding: Shedding,
+    /// What a request counts while it is under way.
+    pub in_flight: InFlight,
+}
+
+/// Filters, in order; scorers with their weights; a picker.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    /// Its name.
+    pub name: Box<str>,
+    /// Filters, in the order in which they run.
+    pub filters: Vec<Named<Filter>>,
+    /// Scorers.
+    pub scorers: Vec<Weighted>,
+    /// Takes the best.
+    pub picker: Picker,
+}
+
+/// Something with the name that the configuration gave it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Named<T> {
+    /// The name.
+    pub name: Box<str>,
+    /// What it is.
+    pub is: T,
+}
+
+/// A scorer and how much it counts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weighted {
+    /// The name that the configuration gave it.
+    pub name: Box<str>,
+    /// What it is.
+    pub scorer: Scorer,
+    /// Its factor.
+    pub weight: f64,
+}
+
+/// Position of a profile in [`Plan::profiles`].
+pub type ProfileIdx = usize;
+
+/// Which profiles run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Handler {
+    /// One.
+    Single(ProfileIdx),
+    /// One; the proxy connects to `primary_port`, and the chosen endpoint's own port travels in a header.
+    DataParallel {
+        /// The profile.
+        profile: ProfileIdx,
+        /// The port of the process that forwards to the others.
+        primary_port: u16,
+    },
+    /// Decode, and perhaps encode and prefill.
+    Disaggregated(Stages),
+}
+
+/// The stages of a request whose prompt may be computed elsewhere.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stages {
+    /// Picks the server that answers.
+    pub decode: ProfileIdx,
+    /// Picks the server that computes the prompt.
+    pub prefill: Option<ProfileIdx>,
+    /// Picks the servers that encode pictures and sound.
+    pub encode: Option<ProfileIdx>,
+    /// Whether prefill runs.
+    pub prefill_if: Decider,
+    /// Whether encode runs.
+    pub encode_if: Decider,
+    /// What happens if prefill should run and nobody can.
+    pub on_unavailable: OnUnavailable,
+    /// Which comes first.
+    pub order: StageOrder,
+    /// As in [`Handler::DataParallel`], for the decode server.
+    pub primary_port: Option<u16>,
+    /// A label that prefill and decode must agree in, so that servers of two versions do not exchange KV.
+    pub same_label: Option<Box<str>>,
+}
+
+/// Whether a stage runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decider {
+    /// It does not.
+    Never,
+    /// It does.
+    Always,
+    /// If there are pictures, films or sound in the prompt.
+    Multimodal,
+    /// If enough of the prompt is not cached on the decode server, and anything at all.
+    Uncached {
+        /// Least uncached tokens.
+        at_least: u32,
+        /// Least tokens of the whole prompt.
+        prompt_at_least: u32,
+        /// Who knows what is cached.
+        source: Source,
+    },
+}
+
+/// What happens if a prompt should be computed elsewhere and nobody can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnUnavailable {
+    /// The decode server computes it.
+    #[default]
+    Fallback,
+    /// The request is refused.
+    Fail,
+}
+
+/// Which server is picked first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StageOrder {
+    /// The one that answers; prefill only if the decider says so.
+    #[default]
+    DecodeFirst,
+    /// The one that computes the prompt, whatever the decider says.
+    PrefillFirst,
+}
+
+/// Who says what a server has cached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// The index of what was sent where.
+    #[default]
+    Approximate,
+    /// The index of what servers said in KV events.
+    Precise,
+}
+
+/// Settings of the approximate index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Approximate {
+    /// Tokens of a block; a token is taken for four bytes.
+    pub block_tokens: u32,
+    /// Most blocks of a prompt that are looked at.
+    pub most_blocks: usize,
+    /// Most blocks remembered of a server.
+    pub per_server: usize,
+    /// Whether a server that told how large its cache is, is believed.
+    pub auto_tune: bool,
+}
+
+/// Settings of the precise index and of the events that feed it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Precise {
+    /// Tokens of a block: the servers' own block size.
+    pub block_tokens: u32,
+    /// Most blocks in the index.
+    pub most_blocks: usize,
+    /// What a block in device memory counts.
+    pub device_weight: f32,
+    /// What a block in host memory counts.
+    pub host_weight: f32,
+    /// How long a routed request's blocks are expected to appear, if that is guessed.
+    pub speculative: Option<Duration>,
+    /// Where events come from.
+    pub events: Events,
+}
+
+/// Where KV events come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Events {
+    /// Address to bind, to which servers connect; without it every server is connected to.
+    pub bind: Option<Box<str>>,
+    /// What topics begin with.
+    pub topic: Box<str>,
+    /// The servers' port, rank 0.
+    pub port: u16,
+    /// The servers' port for replay, rank 0; `None` asks for none.
+    pub replay_port: Option<u16>,
+    /// Whether servers speak SGLang's form of events.
+    pub sglang: bool,
+}
+
+/// How a session stays on its server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// How a session is known.
+    pub strategy: SessionStrategy,
+    /// The profile whose server is remembered; the one that answers if there is none.
+    pub profile: Option<ProfileIdx>,
+}
+
+/// How a session is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionStrategy {
+    /// The answer tells the client a token that names the server.
+    Token {
+        /// The header in which it travels both ways.
+        header: Box<str>,
+    },
+    /// The client names its session, and we remember the server.
+    Id {
+        /// Headers that are looked at, in order.
+        headers: Vec<Box<str>>,
+        /// How long after its last request a session is remembered.
+        idle: Duration,
+    },
+}
+
+/// How requests of priority below 0 are refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Shedding {
+    /// All of them, when saturation reaches 1.
+    #[default]
+    AtSaturation,
+    /// With a probability of `factor · s^power`, s being the servers' mean load.
+    Probabilistic {
+        /// Waiting requests that make a server busy.
+        queue_depth: f64,
+        /// Part of the KV pool in use that makes a server busy.
+        kv_usage: f64,
+        /// The power.
+        power: f64,
+        /// The factor.
+        factor: f64,
+    },
+}
+
+/// What a request counts in [`Load::tokens`](crate::Load::tokens) while it is under way.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct InFlight {
+    /// Whether tokens of the answer are guessed too.
+    pub add_output: bool,
+    /// Tokens of an answer for each of the prompt.
+    pub output_ratio: f64,
+    /// Most guessed tokens of an answer; 0 for no bound.
+    pub most_output: u32,
+}
+
+impl Default for Approximate {
+    fn default() -> Self {
+        Self {
+            block_tokens: 16,
+            most_blocks: 2048,
+            per_server: 31_250,
+            auto_tune: true,
+        }
+    }
+}
+
+impl Default for InFlight {
+    fn default() -> Self {
+        Self {
+            add_output: false,
+            output_ratio: 1.5,
+            most_output: 0,
+        }
+    }
+}
+
+impl InFlight {
+    /// Tokens that a request counts, of which `uncached` have to be computed; `most` is the client's bound of the answer.
+    #[must_use]
+    pub fn tokens(&self, uncached: u32, most: Option<u32>) -> u64 {
+        if !self.add_output {
+            return uncached.into();
+        }
+        let bound = match self.most_output {
+            0 => u32::MAX,
+            bound => bound,
+        };
+        let guess = f64::from(uncached) * self.output_ratio;
+        let output = (guess as u64).min(bound.min(most.unwrap_or(u32::MAX)).into());
+        u64::from(uncached) + output
+    }
+}
+
+impl Plan {
+    /// A plan with one profile and defaults for everything else.
+    #[must_use]
+    pub fn single(profile: Profile) -> Self {
+        Self::with(vec![profile], Handler::Single(0))
+    }
+
+    /// A plan with these profiles and defaults for everything else.
+    pub(crate) fn with(profiles: Vec<Profile>, handler: Handler) -> Self {
+        Self {
+            profiles,
+            handler,
+            approximate: Approximate::default(),
+            precise: None,
+            saturation: Detector::default(),
+            session: None,
+            recently_used: 1024,
+            shedding: Shedding::default(),
+            in_flight: InFlight::default(),
+        }
+    }
+}

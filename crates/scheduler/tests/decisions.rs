@@ -1,0 +1,726 @@
+//! Configurations and what they decide, as text: every formula of every plugin, by its numbers.
+//!
+//! A scenario is a list of lines, done in order:
+//! ```text
+//! NAME ROLE [waiting N] [running N] [active N] [tokens N] [kv F] [stale] [down] [label K=V] [loras a,b/c/MAX]
+//! has NAME TEXT*N                      the server has computed this prompt
+//! ask TEXT*N [OPTION VALUE]... => d0 | d0 + p0 | d0, no prefill server | ... | busy | nobody
+//! why PROFILE NAME => SCORER VALUE, ... = TOTAL | dropped by FILTER
+//! ```
+//! ROLE is a label's value, or `-` for none. Every scorer's value is before its weight. `ask` remembers nothing unless it
+//! ends in `and sent`. Options: model, target, avoid, subset, selection (lists with commas), session, chat, multimodal, turn, at.
+
+use baton_scheduler::config::load;
+use baton_scheduler::{
+    Adapters, Decision, Endpoint, EndpointId, Explanation, Health, Identity, Load, Prefill,
+    PrefixIndex, Prompt, PromptHasher, Request, Role, Scheduler, Unschedulable,
+};
+use std::time::Duration;
+
+struct World {
+    names: Vec<String>,
+    fleet: Vec<Endpoint>,
+    scheduler: Scheduler,
+    hasher: PromptHasher,
+    why: Explanation,
+}
+
+impl World {
+    fn new(yaml: &str) -> Self {
+        let value = serde_norway::from_str(yaml).unwrap();
+        let plan = load(&value).unwrap_or_else(|e| panic!("{e}")).plan;
+        Self {
+            names: Vec::new(),
+            fleet: Vec::new(),
+            hasher: PromptHasher::new(1).with_blocks(&plan.approximate),
+            scheduler: Scheduler::new(plan, PrefixIndex::new(100_000)),
+            why: Explanation::default(),
+        }
+    }
+
+    fn id(&self, name: &str) -> EndpointId {
+        let at = self.names.iter().position(|n| n == name);
+        EndpointId(u32::try_from(at.unwrap_or_else(|| panic!("no endpoint {name}"))).unwrap())
+    }
+
+    fn ids(&self, names: &str) -> Vec<EndpointId> {
+        names
+            .split(',')
+            .filter(|n| *n != "-")
+            .map(|n| self.id(n))
+            .collect()
+    }
+
+    fn prompt(&self, text: &str) -> Prompt {
+        let (word, tokens) = text.split_once('*').unwrap();
+        let n = 4 * tokens.parse::<usize>().unwrap();
+        let bytes: Vec<u8> = word.bytes().cycle().take(n).collect();
+        self.hasher.prompt("m", &[&bytes], None)
+    }
+
+    fn set(&mut self, name: &str, role: &str, words: &[&str]) {
+        if !self.names.iter().any(|n| n == name) {
+            self.names.push(name.to_owned());
+        }
+        let id = self.id(name);
+        let role = Role::of_label(Some(role).filter(|r| *r != "-"));
+        let mut endpoint = Endpoint::new(id, role);
+        let mut labels = Vec::new();
+        let mut words = words.iter();
+        while let Some(&word) = words.next() {
+            let mut value = || *words.next().unwrap();
+            let load: &mut Load = &mut endpoint.load;
+            match word {
+                "waiting" => load.waiting = value().parse().unwrap(),
+                "running" => load.running = value().parse().unwrap(),
+                "active" => load.active = value().parse().unwrap(),
+                "tokens" => load.tokens = value().parse().unwrap(),
+                "kv" => load.kv_usage = value().parse().unwrap(),
+                "stale" => load.fresh = false,
+                "down" => endpoint.health = Health::Unreachable,
+                "label" => {
+                    let (key, value) = value().split_once('=').unwrap();
+                    labels.push((key.into(), value.into()));
+                }
+                "loras" => {
+                    let lists: Vec<&str> = value().split('/').collect();
+                    let list = |i: usize| {
+                        lists[i]
+                            .split(',')
+                            .filter(|n| !n.is_empty())
+                            .map(Into::into)
+                            .collect()
+                    };
+                    endpoint.adapters = Some(
+                        Adapters {
+                            running: list(0),
+                            waiting: list(1),
+                            most: lists[2].parse().unwrap(),
+                        }
+                        .into(),
+                    );
+                }
+                other => panic!("what is {other}?"),
+            }
+        }
+        endpoint.identity = Identity::new(format!("ns/{name}"), labels).into();
+        self.fleet.retain(|e| e.id != id);
+        self.fleet.push(endpoint);
+    }
+
+    fn show(&self, decided: Result<&Decision, Unschedulable>) -> String {
+        let name = |id: EndpointId| self.names[id.0 as usize].as_str();
+        let d = match decided {
+            Err(Unschedulable::UnknownModel) => return "unknown model".to_owned(),
+            Err(Unschedulable::NoneHealthy) => return "nobody".to_owned(),
+            Err(Unschedulable::Saturated) => return "busy".to_owned(),
+            Err(Unschedulable::NoPrefill) => return "no prefill".to_owned(),
+            Ok(d) => d,
+        };
+        let mut text = name(d.decode).to_owned();
+        for other in &d.others {
+            text += &format!(", then {}", name(*other));
+        }
+        for encoder in &d.encode {
+            text += &format!(" & {}", name(*encoder));
+        }
+        match d.prefill {
+            Prefill::NotWorthIt => {}
+            Prefill::SameServer => text += " itself",
+            Prefill::NoneHealthy => text += ", no prefill server",
+            Prefill::At(p, _) => text += &format!(" + {}", name(p)),
+        }
+        if let Some(port) = d.primary_port {
+            text += &format!(" by {port}");
+        }
+        text
+    }
+
+    fn ask(&mut self, question: &str) -> String {
+        let (question, sent) = match question.strip_suffix(" and sent") {
+            Some(question) => (question, true),
+            None => (question, false),
+        };
+        let words: Vec<&str> = question.split_whitespace().collect();
+        let prompt = self.prompt(words[0]);
+        let mut request = Request::new(&prompt);
+        let (mut avoid, mut subset, mut selection, mut turn) = (vec![], None, None, 0);
+        for pair in words[1..].chunks(2) {
+            match pair[0] {
+                "model" => request.model = Some(pair[1]),
+                "target" => request.target = Some(pair[1]),
+                "avoid" => avoid = self.ids(pair[1]),
+                "subset" => subset = Some(self.ids(pair[1])),
+                "selection" => selection = Some(self.ids(pair[1])),
+                "session" => request.session_endpoint = Some(pair[1]),
+                "chat" => request.session = Some(self.hasher.session(pair[1])),
+                "multimodal" => request.multimodal = pair[1] == "yes",
+                "turn" => turn = pair[1].parse().unwrap(),
+                "at" => request.now = Duration::from_secs(pair[1].parse().unwrap()),
+                other => panic!("what is {other}?"),
+            }
+        }
+        request.avoid = &avoid;
+        request.subset = subset.as_deref();
+        request.selection = selection.as_deref();
+        self.why = Explanation::default();
+        let explained = self
+            .scheduler
+            .decide_explained(&self.fleet, &request, turn, &mut self.why);
+        let decided = self.scheduler.decide(&self.fleet, &request, turn);
+        assert_eq!(explained, decided, "an explanation changes nothing");
+        if let (Ok(decision), true) = (&decided, sent) {
+            self.scheduler.sent(&request, decision);
+        }
+        self.show(decided.as_ref().map_err(|e| *e))
+    }
+
+    fn why(&self, profile: &str, name: &str) -> String {
+        let stage = self.why.stages.iter().find(|s| *s.profile == *profile);
+        let stage = stage.unwrap_or_else(|| panic!("profile {profile} did not run"));
+        let id = self.id(name);
+        let Some(candidate) = stage.candidates.iter().find(|c| c.id == id) else {
+            return "no candidate".to_owned();
+        };
+        if let Some(filter) = &candidate.dropped_by {
+            return format!("dropped by {filter}");
+        }
+        let values: Vec<String> = (stage.scorers.iter().zip(&candidate.values))
+            .map(|((name, _), value)| format!("{name} {}", round(*value)))
+            .collect();
+        format!("{} = {}", values.join(", "), round(candidate.total))
+    }
+}
+
+/// Three digits, as few as needed.
+fn round(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+fn check(yaml: &str, scenario: &str) {
+    let mut world = World::new(yaml);
+    for line in scenario.lines().map(str::trim).filter(|l| !l.is_empty()) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let expected = line.split_once(" => ");
+        let found = match words[0] {
+            "has" => {
+                let (prompt, id) = (world.prompt(words[2]), world.id(words[1]));
+                world.scheduler.answered(&prompt, id);
+                continue;
+            }
+            "ask" => world.ask(&expected.unwrap().0[4..]),
+            "why" => world.why(words[1], words[2]),
+            name => {
+                world.set(name, words[1], &words[2..]);
+                continue;
+            }
+        };
+        assert_eq!(found, expected.unwrap().1, "in {line:?} of\n{scenario}");
+    }
+}
+
+/// One profile with these plugins, `TYPE [WEIGHT] [PARAMETERS]` a line, and `max-score-in-turn-picker` unless one is there.
+fn one_profile(plugins: &str) -> String {
+    let mut list = String::new();
+    let mut profile = String::new();
+    for line in plugins.lines().map(str::trim).filter(|l| !l.is_empty()) {
+        let (head, parameters) = line.split_once(" {").unwrap_or((line, "}"));
+        let (kind, weight) = head.split_once(' ').unwrap_or((head, "1"));
+        list += &format!("- {{type: {kind}, parameters: {{{parameters}}}\n");
+        let weight = if kind.ends_with("scorer") || kind == "context-length-aware" {
+            format!(", weight: {weight}")
+        } else {
+            String::new()
+        };
+        if !kind.contains("producer") && !kind.contains("handler") {
+            profile += &format!("  - {{pluginRef: {kind}{weight}}}\n");
+        }
+    }
+    if !plugins.contains("picker") {
+        list += "- {type: max-score-in-turn-picker}\n";
+    }
+    format!(
+        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins:\n{list}\
+         schedulingProfiles:\n- name: default\n  plugins:\n{profile}"
+    )
+}
+
+const PD: &str = include_str!("configs/pd.yaml");
+const PD_FIRST: &str = include_str!("configs/pd-first-generation.yaml");
+const PD_SECOND: &str = include_str!("configs/pd-second-generation.yaml");
+const FLOW: &str = include_str!("configs/flow-control.yaml");
+
+#[test]
+fn prefill_and_decode_apart() {
+    check(
+        PD,
+        "d0 decode active 4 kv 0.25
+         d1 - active 1 kv 0.5
+         p0 prefill waiting 3
+         p1 prefill waiting 1
+         ask story*511 => d1
+         ask story*512 => d1 + p1
+         why decode d0 => prefix-cache-scorer 0, active-request-scorer 0, kv-cache-utilization-scorer 0.75 = 0.75
+         why decode d1 => prefix-cache-scorer 0, active-request-scorer 0.75, kv-cache-utilization-scorer 0.5 = 2
+         why decode p0 => dropped by decode-filter
+         why prefill p0 => prefix-cache-scorer 0, queue-scorer 0 = 0
+         why prefill p1 => prefix-cache-scorer 0, queue-scorer 1 = 2
+         why prefill d1 => dropped by prefill-filter
+         has d1 story*1024
+         has p0 story*1600
+         ask story*1600 => d1 + p0
+         why decode d1 => prefix-cache-scorer 0.64, active-request-scorer 0.75, kv-cache-utilization-scorer 0.5 = 3.28
+         why prefill p0 => prefix-cache-scorer 1, queue-scorer 0 = 3
+         ask story*1535 => d1
+         p0 prefill down
+         p1 prefill down
+         ask story*1600 => d1, no prefill server
+         d0 decode down
+         d1 decode down
+         ask story*1600 => nobody",
+    );
+}
+
+#[test]
+fn the_first_generation_splits_every_prompt() {
+    check(
+        PD_FIRST,
+        "d0 decode waiting 2
+         d1 decode waiting 6
+         p0 prefill waiting 9
+         p1 prefill waiting 7
+         ask short*1 => d0 + p1
+         why decode d0 => queue-scorer 1 = 1
+         why prefill p0 => queue-scorer 0 = 0",
+    );
+}
+
+#[test]
+fn the_second_generation_splits_what_is_not_cached() {
+    check(
+        PD_SECOND,
+        "d0 decode waiting 1
+         d1 decode waiting 2
+         p0 prefill
+         ask short*15 => d0
+         ask short*16 => d0 + p0
+         has d1 story*640
+         ask story*655 => d1
+         why decode d1 => prefix-cache-scorer 1, queue-scorer 0 = 2
+         ask story*656 => d1 + p0",
+    );
+}
+
+#[test]
+fn the_default_sums_queue_memory_and_prefix() {
+    check(
+        FLOW,
+        "a - waiting 0 kv 0.9
+         b - waiting 4 kv 0.1
+         c - waiting 2 kv 0.5
+         ask story*640 => a
+         why default a => queue-scorer 1, kv-cache-utilization-scorer 0.1, prefix-cache-scorer 0 = 2.2
+         why default b => queue-scorer 0, kv-cache-utilization-scorer 0.9, prefix-cache-scorer 0 = 1.8
+         why default c => queue-scorer 0.5, kv-cache-utilization-scorer 0.5, prefix-cache-scorer 0 = 2",
+    );
+}
+
+#[test]
+fn few_waiting_running_or_active_requests_are_good() {
+    check(
+        &one_profile("queue-scorer\nrunning-requests-size-scorer\nactive-request-scorer {idleThreshold: 2, maxBusyScore: 0.5}"),
+        "a - waiting 0 running 8 active 8
+         b - waiting 3 running 6 active 9
+         c - waiting 4 running 4 active 2
+         ask x*1 => c
+         why default a => queue-scorer 1, running-requests-size-scorer 0, active-request-scorer 0.056 = 1.056
+         why default b => queue-scorer 0.25, running-requests-size-scorer 0.5, active-request-scorer 0 = 0.75
+         why default c => queue-scorer 0, running-requests-size-scorer 1, active-request-scorer 1 = 2",
+    );
+}
+
+#[test]
+fn what_a_server_said_long_ago_counts_as_the_worst() {
+    check(
+        &one_profile("queue-scorer\nkv-cache-utilization-scorer\nload-aware-scorer\nrunning-requests-size-scorer"),
+        "a - stale
+         b - waiting 3 kv 0.9 running 4
+         ask x*1 => b
+         why default a => queue-scorer 0, kv-cache-utilization-scorer 0, load-aware-scorer 0, running-requests-size-scorer 0 = 0
+         why default b => queue-scorer 1, kv-cache-utilization-scorer 0.1, load-aware-scorer 0.488, running-requests-size-scorer 1 = 2.588",
+    );
+}
+
+#[test]
+fn load_and_tokens_are_measured_against_thresholds() {
+    check(
+        &one_profile(
+            "load-aware-scorer {threshold: 10}\ntoken-load-scorer {queueThresholdTokens: 1000}",
+        ),
+        "a - waiting 0 tokens 250
+         b - waiting 4 tokens 0
+         c - waiting 99 tokens 5000
+         ask x*1 => b
+         why default a => load-aware-scorer 0.5, token-load-scorer 0.75 = 1.25
+         why default b => load-aware-scorer 0.3, token-load-scorer 1 = 1.3
+         why default c => load-aware-scorer 0, token-load-scorer 0 = 0",
+    );
+}
+
+#[test]
+fn adapters_draw_their_requests() {
+    check(
+        &one_profile("lora-affinity-scorer"),
+        "a - loras x,y//2
+         b - loras y//4
+         c - loras y/x/2
+         d - loras y,z//2
+         e -
+         ask t*1 model x => a
+         why default a => lora-affinity-scorer 1 = 1
+         why default b => lora-affinity-scorer 0.8 = 0.8
+         why default c => lora-affinity-scorer 0.6 = 0.6
+         why default d => lora-affinity-scorer 0 = 0
+         why default e => lora-affinity-scorer 0 = 0
+         ask t*1 model base target z => d",
+    );
+}
+
+#[test]
+fn long_matches_count_more_if_that_is_asked_for() {
+    check(
+        &one_profile(
+            "prefix-cache-scorer {matchLengthWeight: 0.5, matchLengthScaleTokens: 1024}\napprox-prefix-cache-producer {autoTune: false, blockSizeTokens: 64}",
+        ),
+        "a -
+         b -
+         has a story*512
+         has b story*1024
+         ask story*2048 => b
+         why default a => prefix-cache-scorer 0.25 = 0.25
+         why default b => prefix-cache-scorer 0.75 = 0.75",
+    );
+}
+
+#[test]
+fn cold_prompts_go_where_no_prompt_went_for_the_longest_time() {
+    check(
+        &one_profile("no-hit-lru-scorer"),
+        "a -
+         b -
+         c -
+         ask one*640 and sent => a
+         ask two*640 and sent => b
+         ask six*640 and sent => c
+         ask ten*640 => a
+         why default a => no-hit-lru-scorer 1 = 1
+         why default b => no-hit-lru-scorer 0.5 = 0.5
+         why default c => no-hit-lru-scorer 0 = 0
+         ask two*640 turn 2 and sent => c
+         why default b => no-hit-lru-scorer 0.5 = 0.5
+         ask ten*640 => a",
+    );
+}
+
+#[test]
+fn a_session_stays_where_it_was() {
+    check(
+        &one_profile("session-affinity-scorer"),
+        "a -
+         b -
+         ask x*1 session ns/b => b
+         why default a => session-affinity-scorer 0 = 0
+         ask x*1 session ns/gone => a
+         ask x*1 => a",
+    );
+    check(
+        &one_profile(
+            "session-affinity-scorer {strategy: session_id, sessionIdConfig: {evictionTtlSeconds: 10}}",
+        ),
+        "a -
+         b -
+         ask x*1 chat one at 5 turn 1 and sent => b
+         ask x*1 chat one at 14 => b
+         ask x*1 chat two at 14 => a
+         ask x*1 chat one at 15 => a",
+    );
+    check(
+        &one_profile("session-affinity-filter"),
+        "a -
+         b -
+         ask x*1 session ns/b => b
+         why default a => dropped by session-affinity-filter
+         b - down
+         ask x*1 session ns/b => a",
+    );
+}
+
+#[test]
+fn contexts_go_to_servers_of_their_length() {
+    let servers = "a -
+         b - label llm-d.ai/context-length-range=0-1000
+         c - label llm-d.ai/context-length-range=0-10000
+         d - label llm-d.ai/context-length-range=400-400
+         e - label llm-d.ai/context-length-range=long";
+    check(
+        &one_profile("context-length-aware"),
+        &format!(
+            "{servers}
+         ask x*400 => d
+         why default a => context-length-aware 0.5 = 0.5
+         why default b => context-length-aware 0.871 = 0.871
+         why default c => context-length-aware 0.747 = 0.747
+         why default d => context-length-aware 1 = 1
+         why default e => context-length-aware 0 = 0
+         ask x*3000 => c
+         why default b => context-length-aware 0.1 = 0.1"
+        ),
+    );
+    check(
+        &one_profile("context-length-aware {enableFiltering: true}"),
+        &format!(
+            "{servers}
+         ask x*3000 => c
+         why default a => context-length-aware 0.5 = 0.5
+         why default b => dropped by context-length-aware
+         why default e => dropped by context-length-aware"
+        ),
+    );
+}
+
+#[test]
+fn without_predictions_latency_is_memory_queue_and_prefix() {
+    check(
+        &one_profile(
+            "latency-scorer {compositeKVWeight: 1, compositeQueueWeight: 2, compositePrefixWeight: 1}",
+        ),
+        "a - waiting 0 kv 0.5
+         b - waiting 3 kv 0.1
+         has b story*320
+         ask story*640 => a
+         why default a => latency-scorer 0.63 = 0.63
+         why default b => latency-scorer 0.35 = 0.35",
+    );
+}
+
+#[test]
+fn filters_keep_whom_labels_say() {
+    check(
+        &one_profile("by-label {label: zone, validValues: [x, y]}"),
+        "a - label zone=x
+         b - label zone=z
+         c -
+         ask t*1 => a
+         why default b => dropped by by-label
+         why default c => dropped by by-label
+         a - label zone=q
+         ask t*1 => nobody",
+    );
+    check(
+        &one_profile(
+            "label-selector-filter {matchLabels: {app: m}, matchExpressions: [{key: zone, operator: NotIn, values: [x]}, {key: gpu, operator: Exists}, {key: old, operator: DoesNotExist}]}",
+        ),
+        "a - label app=m label zone=x label gpu=1
+         b - label app=m label gpu=1
+         c - label app=m label zone=y
+         d - label app=m label gpu=1 label old=1
+         ask t*1 => b
+         why default a => dropped by label-selector-filter
+         why default c => dropped by label-selector-filter
+         why default d => dropped by label-selector-filter",
+    );
+}
+
+#[test]
+fn busy_servers_are_left_alone() {
+    check(
+        &one_profile("utilization-detector {queueDepthThreshold: 4}\nqueue-scorer"),
+        "a - waiting 4
+         b - waiting 3 kv 0.8
+         c - waiting 3 kv 0.7
+         d - stale
+         ask x*1 => c
+         why default a => dropped by utilization-detector
+         why default b => dropped by utilization-detector
+         why default d => dropped by utilization-detector
+         c - waiting 5
+         ask x*1 => b",
+    );
+    check(
+        &one_profile("concurrency-detector {maxConcurrency: 2, headroom: 0.5}"),
+        "a - active 3
+         b - active 2
+         ask x*1 => b
+         b - active 3
+         ask x*1 => busy",
+    );
+    check(
+        &one_profile(
+            "utilization-filter {conditions: [{metric: waiting-queue, maxValue: 2}, {metric: kv-cache-utilization, maxValue: 0.5}]}",
+        ),
+        "a - waiting 3
+         b - kv 0.6
+         c - waiting 2 kv 0.5
+         ask x*1 => c
+         c - stale
+         ask x*1 => busy",
+    );
+}
+
+#[test]
+fn servers_with_most_of_the_prompt_keep_it() {
+    check(
+        &one_profile(
+            "prefix-cache-affinity-filter {affinityThreshold: 0.8, explorationProbability: 0}\nqueue-scorer",
+        ),
+        "a - waiting 9
+         b - waiting 0
+         has a story*640
+         ask story*768 => a
+         why default b => dropped by prefix-cache-affinity-filter
+         ask story*832 => b
+         ask other*640 => b",
+    );
+}
+
+#[test]
+fn candidates_may_be_named() {
+    check(
+        &one_profile("header-based-testing-filter"),
+        "a -
+         b -
+         ask x*1 selection b => b
+         ask x*1 => nobody",
+    );
+    check(
+        &one_profile("queue-scorer"),
+        "a -
+         b -
+         c -
+         ask x*1 subset b,c => b
+         why default a => no candidate
+         ask x*1 subset b,c avoid b => c
+         ask x*1 subset - => nobody",
+    );
+}
+
+#[test]
+fn several_endpoints_may_be_picked() {
+    check(
+        &one_profile("queue-scorer\nmax-score-picker {maxNumOfEndpoints: 2}"),
+        "a - waiting 4
+         b - waiting 1
+         c - waiting 2
+         ask x*1 => b, then c",
+    );
+}
+
+#[test]
+fn one_port_may_stand_for_all_ranks() {
+    check(
+        &one_profile("queue-scorer\ndata-parallel-profile-handler {primaryPort: 9000}"),
+        "a - waiting 1
+         b -
+         ask x*1 => b by 9000",
+    );
+}
+
+/// A handler with these parameters over profiles `decode`, `prefill` and `encode`, each with its filter.
+fn stages(parameters: &str) -> String {
+    format!(
+        "apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- type: decode-filter
+- type: prefill-filter
+- type: encode-filter
+- type: queue-scorer
+- type: max-score-in-turn-picker
+- {{name: always, type: always-disagg-pd-decider}}
+- {{name: pictures, type: always-disagg-multimodal-decider}}
+- {{name: by-prefix, type: prefix-based-pd-decider, parameters: {{nonCachedTokens: 64, promptTokens: 1000}}}}
+- {{type: disagg-profile-handler, parameters: {{{parameters}}}}}
+schedulingProfiles:
+- {{name: decode, plugins: [{{pluginRef: decode-filter}}, {{pluginRef: queue-scorer}}]}}
+- {{name: prefill, plugins: [{{pluginRef: prefill-filter}}, {{pluginRef: queue-scorer}}]}}
+- {{name: encode, plugins: [{{pluginRef: encode-filter}}]}}
+"
+    )
+}
+
+#[test]
+fn pictures_are_encoded_elsewhere() {
+    check(
+        &stages("deciders: {prefill: by-prefix, encode: pictures}"),
+        "d0 decode
+         p0 prefill
+         e0 encode
+         ask x*100 => d0
+         ask x*100 multimodal yes => d0 & e0
+         ask x*1000 multimodal yes => d0 & e0 + p0
+         ask x*999 => d0
+         e0 encode down
+         ask x*1000 multimodal yes => d0 + p0",
+    );
+}
+
+#[test]
+fn a_missing_prefill_server_may_be_a_reason_to_refuse() {
+    check(
+        &stages("deciders: {prefill: always}, onUnavailable: fail"),
+        "d0 decode
+         ask x*1 => no prefill
+         p0 prefill
+         ask x*1 => d0 + p0",
+    );
+}
+
+#[test]
+fn prefill_may_come_first_and_is_then_not_asked_about() {
+    check(
+        &stages("deciders: {prefill: by-prefix}, stageOrder: prefill-first"),
+        "d0 decode
+         p0 prefill
+         ask x*1 => d0 + p0
+         p0 prefill down
+         ask x*1 => d0, no prefill server",
+    );
+}
+
+#[test]
+fn a_server_of_both_roles_does_not_fetch_from_itself() {
+    check(
+        &stages("deciders: {prefill: always}"),
+        "b0 both waiting 0
+         b1 prefill-decode waiting 2
+         ask x*1 => b0 itself
+         p0 prefill
+         ask x*1 turn 1 => b0 + p0",
+    );
+}
+
+#[test]
+fn servers_of_two_versions_exchange_nothing() {
+    let servers = "d0 decode label version=2
+         p0 prefill label version=1
+         p1 prefill label version=2 waiting 9
+         p2 prefill waiting 5";
+    let with = |order: &str| {
+        stages(&format!(
+            "deciders: {{prefill: always}}, stageOrder: {order}, compatibilityLabel: version"
+        ))
+    };
+    check(
+        &with("decode-first"),
+        &format!("{servers}\nask x*1 => d0 + p1"),
+    );
+    check(
+        &with("prefill-first"),
+        &format!(
+            "{servers}
+             ask x*1 => d0, no prefill server
+             d1 decode label version=1 waiting 9
+             ask x*1 => d1 + p0"
+        ),
+    );
+}
