@@ -467,7 +467,9 @@ pub(super) fn disagg_handler(f: &mut Fields<'_, '_>, _: &mut Supplies) -> Is {
         );
     }
     let [decode, prefill, encode, decider, other, encode_if] = FLAT.map(|key| f.text_if(key));
-    FLAT.map(|key| f.unsay(key));
+    for key in FLAT {
+        f.unsay(key);
+    }
     let [decode, prefill, encode] = f.inside("profiles", |f| {
         [("decode", decode), ("prefill", prefill), ("encode", encode)].map(|(key, old)| {
             let name: Box<str> = f.text_if(key).or(old).unwrap_or(key).into();
