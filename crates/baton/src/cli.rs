@@ -142,8 +142,9 @@ pub(crate) struct Serve {
     /// Host memory for KV that waits to be taken, and for KV being pulled.
     #[arg(long, default_value = "1GiB", value_parser = byte_count)]
     pub kv_host_pool: u64,
-    /// Most tokens of a prompt that are computed here when its KV does not come from the prefill server; a request with
-    /// more is answered 503. A request says otherwise with the header x-kv-failure-policy: recompute or fail.
+    /// Most tokens of a prompt that are computed here, beside other requests, when its KV does not come from the prefill
+    /// server; a request with more is answered 503. 0: none, ever. A request says otherwise with the header
+    /// x-kv-failure-policy: recompute or fail.
     #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
     pub kv_recompute_max: u32,
     /// Shared secret of a P/D pool, 64 hex digits. Without one a server neither gives nor takes KV.

@@ -122,7 +122,8 @@ pub struct ServerConfig {
     pub prefill_timeout: Duration,
     /// Which prefill servers a request may name.
     pub prefillers: PrefillerPolicy,
-    /// Most tokens of a prompt that are computed here when its KV does not come; a request with more is answered 503.
+    /// Most tokens of a prompt that are computed here, beside other requests, when its KV does not come; a request with more
+    /// is answered 503. 0: none, ever.
     pub recompute_max: u32,
     /// Host memory for KV that others will fetch, in bytes: that of the [`KvServer`]. Prompts whose KV does not fit are
     /// refused, if KV is what was asked for.

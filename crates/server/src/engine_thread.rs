@@ -19,7 +19,7 @@ use crate::books::Books;
 use crate::inbox::{Admission, Command, Ending, Inbox, Update};
 use crate::metrics::{Finished, Metrics, Spent};
 use crate::outgoing::Leaving;
-use crate::patience::RecomputeMax;
+use crate::patience::Recompute;
 
 /// The thread, from outside.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ struct Open {
     updates: mpsc::Sender<Update>,
     ending: Ending,
     books: Books,
-    recompute_max: RecomputeMax,
+    recompute: Recompute,
     /// On KV that came.
     spent: Spent,
     leaving: Option<Leaving>,
@@ -151,7 +151,7 @@ impl Driver {
             arrived,
             mut outgoing,
             lost,
-            recompute_max,
+            recompute,
         } = admission;
         let mut ids = Vec::with_capacity(sequences.len());
         for (choice, (sequence, ending)) in sequences.into_iter().zip(endings).enumerate() {
@@ -179,7 +179,7 @@ impl Driver {
                     updates,
                     ending,
                     books,
-                    recompute_max,
+                    recompute,
                     spent: Spent::default(),
                     leaving: outgoing.take(),
                 },

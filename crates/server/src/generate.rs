@@ -24,7 +24,7 @@ use crate::id;
 use crate::inbox::{Admission, Ending, InboxError};
 use crate::incoming::Incoming;
 use crate::outgoing::Outgoing;
-use crate::patience::RecomputeMax;
+use crate::patience::Recompute;
 use crate::prefiller::{self, Asked, Errand};
 use crate::rejection::{self, Rejection};
 use crate::tokens::{self, Encoded};
@@ -62,7 +62,7 @@ async fn complete(app: &Arc<App>, arrival: &Arrival) -> Result<Response, Rejecti
         default_max_tokens: default,
         dialect: Dialect::Completion(echo),
         id,
-        recompute_max: arrival.recompute_max(app)?,
+        recompute: arrival.recompute(app)?,
     };
     job.run(app, arrival).await
 }
@@ -94,7 +94,7 @@ async fn converse(app: &Arc<App>, arrival: &Arrival) -> Result<Response, Rejecti
         default_max_tokens: default,
         dialect,
         id,
-        recompute_max: arrival.recompute_max(app)?,
+        recompute: arrival.recompute(app)?,
     };
     job.run(app, arrival).await
 }
@@ -139,8 +139,8 @@ impl Arrival {
         (!value.trim().is_empty()).then_some(value)
     }
 
-    fn recompute_max(&self, app: &App) -> Result<RecomputeMax, ApiError> {
-        RecomputeMax::of_request(&self.headers, app.config.recompute_max)
+    fn recompute(&self, app: &App) -> Result<Recompute, ApiError> {
+        Recompute::of_request(&self.headers, app.config.recompute_max)
     }
 
     /// A refused request frees the KV that another server keeps for it, as far as it can be told what that is; one that
@@ -199,7 +199,7 @@ struct Job {
     default_max_tokens: Option<u32>,
     dialect: Dialect,
     id: String,
-    recompute_max: RecomputeMax,
+    recompute: Recompute,
 }
 
 impl Job {
@@ -344,7 +344,7 @@ impl Job {
             arrived,
             outgoing,
             lost,
-            recompute_max: self.recompute_max,
+            recompute: self.recompute,
         };
         app.inbox.admit(admission).map_err(|e| match e {
             InboxError::Full => rejection::queue_full(),

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::metrics::Finished;
 use crate::outgoing::Leaving;
-use crate::patience::RecomputeMax;
+use crate::patience::Recompute;
 
 /// What the thread is told.
 pub(crate) enum Command {
@@ -45,7 +45,7 @@ pub(crate) struct Admission {
     /// Its KV was to come from another server and will not.
     pub(crate) lost: Option<Lost>,
     /// What may be computed here of KV that does not come.
-    pub(crate) recompute_max: RecomputeMax,
+    pub(crate) recompute: Recompute,
 }
 
 /// What a request hears of its sequences.

@@ -74,8 +74,9 @@ impl Driver {
     /// No more KV will come for a sequence: what is missing is computed, or the sequence ends.
     pub(super) fn lose(&mut self, seq: SeqId, lost: Lost) {
         let missing = self.engine.awaited(seq);
+        let is_busy = self.open.len() > 1;
         match self.open.get_mut(&seq) {
-            Some(sequence) if !sequence.recompute_max.allows(missing) => {
+            Some(sequence) if !sequence.recompute.allows(missing, is_busy) => {
                 self.give_up(seq, lost, missing);
             }
             Some(sequence) => {
@@ -103,7 +104,8 @@ impl Driver {
             (new.prompt.len() - self.engine.found(&new.prompt)).saturating_sub(1)
         };
         let missing = admission.sequences.iter().map(missing).sum();
-        let is_allowed = admission.recompute_max.allows(missing);
+        let is_busy = !self.open.is_empty();
+        let is_allowed = admission.recompute.allows(missing, is_busy);
         (!is_allowed).then_some(Update::GivenUp(lost, missing))
     }
 }

@@ -1,19 +1,29 @@
 //! What is told of KV that moved, and what happens when it does not come.
 
 use baton_server::Role;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use crate::handover::{COMPLETIONS, Fleet, HEADER, ask_early, give_back, held_up, prompt};
-use crate::support::{Reply, Setup, texts};
+use crate::support::{Reply, Server, Setup, begin, texts};
 
 /// Nobody listens there.
 const DEAD: &str = "127.0.0.1:1";
 
 /// A decode server that computes so many tokens of a prompt whose KV does not come.
 async fn fleet_of_patience(recompute_max: u32) -> Fleet {
-    let mut decode = Setup::role(Role::Decode);
+    let mut decode = Setup::role(Role::Decode).slow();
     decode.config.recompute_max = recompute_max;
     Fleet::with(decode).await
+}
+
+/// An answer that flows, and goes on for as long as any of these tests takes.
+async fn flowing(server: &Server) -> http::Response<Incoming> {
+    let body = json!({"prompt": "long", "max_tokens": 2000, "ignore_eos": true, "stream": true});
+    let mut response = begin(server, COMPLETIONS, &body).await;
+    response.frame().await.unwrap().unwrap();
+    response
 }
 
 #[track_caller]
@@ -76,8 +86,9 @@ async fn tokens_computed_for_want_of_kv_are_counted_by_reason() {
 }
 
 #[tokio::test]
-async fn a_long_prompt_whose_kv_does_not_come_is_refused_for_now() {
+async fn a_long_prompt_whose_kv_does_not_come_is_refused_while_others_are_answered() {
     let fleet = fleet_of_patience(99).await;
+    let other = flowing(&fleet.decode).await;
     let ask = async |n_tokens: u32, more: Value, policy: &[(&str, &str)]| {
         let mut body = json!({"prompt": vec![n_tokens % 250; n_tokens as usize], "max_tokens": 3});
         let more = more.as_object().unwrap().clone();
@@ -96,7 +107,11 @@ async fn a_long_prompt_whose_kv_does_not_come_is_refused_for_now() {
     ask(500, json!({}), &[(policy, "recompute")]).await.json();
     let unclear = ask(20, json!({}), &[(policy, "perhaps")]).await;
     assert_eq!(unclear.status, 400);
+    drop(other);
     let free = "vllm:kv_cache_usage_perc";
+    fleet.decode.until(free, |n| n == 0.0).await;
+    ask(102, json!({}), &[]).await.json();
+    assert_given_up(&ask(21, json!({}), &[(policy, "fail")]).await);
     fleet.decode.until(free, |n| n == 0.0).await;
     assert_eq!(fleet.decode.metric("vllm:num_requests_running").await, 0.0);
 }
@@ -105,6 +120,7 @@ async fn a_long_prompt_whose_kv_does_not_come_is_refused_for_now() {
 async fn what_is_here_already_does_not_try_the_patience() {
     let fleet = fleet_of_patience(20).await;
     let body = json!({"prompt": vec![7; 101], "max_tokens": 3, "temperature": 0});
+    let _other = flowing(&fleet.decode).await;
     let lost = async || fleet.decode_after(DEAD, COMPLETIONS, &body).await;
     assert_given_up(&lost().await);
     let expect = fleet.decode.post(COMPLETIONS, body.clone()).await.json();
@@ -115,8 +131,14 @@ async fn what_is_here_already_does_not_try_the_patience() {
 #[tokio::test]
 async fn only_what_did_not_come_counts() {
     let body = json!({"prompt": prompt(30), "max_tokens": 20, "temperature": 0});
-    for (recompute_max, is_answered) in [(347, true), (346, false)] {
+    for (recompute_max, is_beside, is_answered) in
+        [(347, true, true), (346, true, false), (346, false, true)]
+    {
         let fleet = fleet_of_patience(recompute_max).await;
+        let other = match is_beside {
+            true => Some(flowing(&fleet.decode).await),
+            false => None,
+        };
         let (prefill, go_on) = held_up(Setup::role(Role::Prefill)).await;
         let (params, rest) = ask_early(&prefill, &body).await;
         let mut asked = body.clone();
@@ -128,7 +150,7 @@ async fn only_what_did_not_come_counts() {
             let ended = give_back(&prefill, &uuid, token.unwrap()).await;
             assert_eq!(ended, 204);
         });
-        drop((rest, go_on));
+        drop((rest, go_on, other));
         if is_answered {
             let expect = fleet.alone.post(COMPLETIONS, body.clone()).await.json();
             assert_eq!(texts(&reply.json()), texts(&expect));
