@@ -19,8 +19,6 @@ use crate::outgoing::{Next, Outgoing};
 use crate::secret::{LeaseClaim, Secret};
 use crate::wire::{Lent, LentRoom, MEMORY, Message, Open, WireError};
 
-/// Leases in one heartbeat, so that the answer fits in a frame.
-pub(crate) const MAX_HEARTBEAT: usize = 1 << 16;
 /// Leases that one consumer waits for.
 const MAX_WATCHED: usize = 1 << 12;
 
@@ -59,6 +57,11 @@ impl Terms {
             boot_id: self.boot_id,
             fingerprint: self.fingerprint,
         }
+    }
+
+    /// Whether whoever shows `token` has the right to a lease.
+    pub(crate) fn grants(&self, lease: u64, token: &LeaseToken) -> bool {
+        self.secret.grants(&self.claim(lease), token)
     }
 }
 
@@ -215,11 +218,13 @@ impl<B: Placed> Control<B> {
                 None
             }
             Message::Watch { lease, token } => self.watch(lease, &token),
-            Message::Release { lease } => {
-                leases.release(lease, self.id);
+            Message::Release { lease, token } => {
+                if self.terms.grants(lease, &token) {
+                    leases.release(lease, self.id);
+                }
                 Some(Message::Released { lease })
             }
-            Message::Heartbeat { leases: held } => Some(heartbeat(&held, leases, now)?),
+            Message::Heartbeat { leases: held } => Some(self.heartbeat(&held, leases, now)),
             Message::Ping { id } => Some(Message::Pong { id }),
             Message::Pong { .. } | Message::GoAway { .. } | Message::Unknown { .. } => None,
             other => {
@@ -285,8 +290,11 @@ impl<B: Placed> Control<B> {
         now: Instant,
     ) -> Result<Transfer<B>, RejectCode> {
         let (content, map) = self.grant(&open, leases, now)?;
-        if !matches!(self.streams.get(&stream), Some(None)) {
-            return Err(RejectCode::Busy);
+        match self.streams.get(&stream) {
+            Some(None) => {}
+            Some(Some(_)) => return Err(RejectCode::Busy),
+            // It has ended, and the consumer does not know yet.
+            None => return Err(RejectCode::Disconnected),
         }
         Ok(Transfer {
             xfer: open.xfer,
@@ -309,8 +317,7 @@ impl<B: Placed> Control<B> {
         if let Some(code) = leases.refusal(open.lease, self.id, now) {
             return Err(code);
         }
-        let claim = self.terms.claim(open.lease);
-        if !self.terms.secret.grants(&claim, &LeaseToken(open.token)) {
+        if !self.terms.grants(open.lease, &LeaseToken(open.token)) {
             return Err(RejectCode::BadToken);
         }
         if self.is_known(open.xfer) {
@@ -392,9 +399,27 @@ impl<B: Placed> Control<B> {
         }
     }
 
+    /// Prolongs leases for who has the right to them; to anybody else they are gone.
+    fn heartbeat(
+        &self,
+        held: &[(u64, LeaseToken)],
+        leases: &mut LeaseTable<B>,
+        now: Instant,
+    ) -> Message {
+        let mut remaining = |(lease, token): &(u64, LeaseToken)| {
+            let may = self.terms.grants(*lease, token);
+            let left = may.then(|| leases.heartbeat(*lease, now));
+            let left = left.unwrap_or_default().as_millis();
+            (*lease, u32::try_from(left).unwrap_or(u32::MAX))
+        };
+        Message::HeartbeatAck {
+            remaining_ms: held.iter().map(&mut remaining).collect(),
+        }
+    }
+
     /// The consumer wants to know how a lease grows. [`tell`](Self::tell) answers.
     fn watch(&mut self, lease: u64, token: &LeaseToken) -> Option<Message> {
-        let may = self.terms.secret.grants(&self.terms.claim(lease), token);
+        let may = self.terms.grants(lease, token);
         if !may || self.watched.len() >= MAX_WATCHED {
             return Some(Message::Released { lease });
         }
@@ -476,28 +501,6 @@ impl<B> Transfer<B> {
             stalled: now.saturating_duration_since(since),
         })
     }
-}
-
-fn heartbeat<B>(
-    held: &[u64],
-    leases: &mut LeaseTable<B>,
-    now: Instant,
-) -> Result<Message, WireError> {
-    if held.len() > MAX_HEARTBEAT {
-        let (len, limit) = (held.len() as u64, MAX_HEARTBEAT as u64);
-        return Err(WireError::TooLong {
-            what: "heartbeat",
-            len,
-            limit,
-        });
-    }
-    let mut remaining = |&lease: &u64| {
-        let left = leases.heartbeat(lease, now).as_millis();
-        (lease, u32::try_from(left).unwrap_or(u32::MAX))
-    };
-    Ok(Message::HeartbeatAck {
-        remaining_ms: held.iter().map(&mut remaining).collect(),
-    })
 }
 
 #[cfg(test)]

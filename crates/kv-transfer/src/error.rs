@@ -33,11 +33,13 @@ pub enum RejectCode {
     Malformed = 11,
     /// One side uses TLS and the other does not.
     Encryption = 12,
+    /// The data connection on which a transfer was to come is gone.
+    Disconnected = 13,
 }
 
 impl RejectCode {
     /// All codes, in the order of their numbers, which start at 1.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::UnknownLease,
         Self::Expired,
         Self::Consumed,
@@ -50,6 +52,7 @@ impl RejectCode {
         Self::Unauthorized,
         Self::Malformed,
         Self::Encryption,
+        Self::Disconnected,
     ];
 
     /// The code's name, as metrics and messages spell it.
@@ -68,6 +71,7 @@ impl RejectCode {
             Self::Unauthorized => "unauthorized",
             Self::Malformed => "malformed",
             Self::Encryption => "encryption",
+            Self::Disconnected => "disconnected",
         }
     }
 

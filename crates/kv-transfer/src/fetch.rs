@@ -216,7 +216,7 @@ impl Fetch {
                 .map(|map| (map, Origin::Chunks)),
             Message::Lent(lent) => Loan::new(&self.wanted, &lent.rooms, self.bytes)
                 .and_then(|loan| Some((self.map(MAX_CHUNK)?, Origin::Memory(loan)))),
-            Message::Reject { code, .. } => return Err(TransferError::Rejected(*code)),
+            Message::Reject { code, .. } => return Err(refused(*code)),
             _ => None,
         };
         let ours = origin.and_then(|(map, origin)| self.begin(&map).then_some(origin));
@@ -420,6 +420,14 @@ pub(crate) fn cause(
 ) -> TransferError {
     let refused = || said.find_map(|message| refusal(&message).map(TransferError::Rejected));
     stopped.or_else(refused).unwrap_or(error)
+}
+
+/// What it means that a transfer was refused before it began.
+fn refused(code: RejectCode) -> TransferError {
+    match code {
+        RejectCode::Disconnected => TransferError::Broken(ErrorKind::NotConnected),
+        code => TransferError::Rejected(code),
+    }
 }
 
 fn refusal(message: &Message) -> Option<RejectCode> {

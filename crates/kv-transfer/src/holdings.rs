@@ -26,7 +26,7 @@ pub(crate) struct Holdings<J> {
     /// Held since the last heartbeat: they may be old, and cannot wait for the next.
     fresh: Vec<u64>,
     /// Bounded by the leases held: each holder leaves at most one.
-    to_release: Vec<u64>,
+    to_release: Vec<(u64, LeaseToken)>,
     interval: Option<Duration>,
 }
 
@@ -37,20 +37,24 @@ struct Holding<J> {
     /// The producer does not have it, as far as is known. Who holds it still counts, so that who holds it anew is not taken
     /// for them.
     is_gone: bool,
-    /// For a lease that grows: the right to be told how.
-    token: Option<LeaseToken>,
+    /// The right to it.
+    token: LeaseToken,
+    /// Whether it grows, and how is to be told.
+    is_growing: bool,
     /// Tokens whose KV can be fetched, as far as is known.
     n_ready: u32,
     /// Transfers whose blocks are yet to be computed.
     waiting: Vec<J>,
 }
 
-impl<J> Default for Holding<J> {
-    fn default() -> Self {
+impl<J> Holding<J> {
+    /// Held by nobody yet.
+    fn new(token: LeaseToken) -> Self {
         Self {
             holders: 0,
             is_gone: false,
-            token: None,
+            token,
+            is_growing: false,
             n_ready: 0,
             waiting: Vec::new(),
         }
@@ -80,16 +84,33 @@ pub(crate) struct News<J> {
 }
 
 impl<J> Holdings<J> {
-    /// One holder more, of a lease that lives for `ttl` without heartbeats; with its token if it grows.
-    pub(crate) fn hold(&mut self, lease: u64, token: Option<LeaseToken>, ttl: Duration) {
+    /// One holder more, of a lease that lives for `ttl` without heartbeats, and is still growing or not. `false` if others
+    /// hold it by another right: one of the two is none, and what the producer says of it must not be taken for the other.
+    #[must_use]
+    pub(crate) fn hold(
+        &mut self,
+        lease: u64,
+        token: LeaseToken,
+        is_growing: bool,
+        ttl: Duration,
+    ) -> bool {
+        if self
+            .held
+            .get(&lease)
+            .is_some_and(|held| held.token != token)
+        {
+            return false;
+        }
         let interval = (ttl / 5).clamp(MIN_INTERVAL, MAX_INTERVAL);
         let shortest = self.interval.filter(|_| !self.is_empty());
         self.interval = Some(shortest.map_or(interval, |known| known.min(interval)));
-        let holding = self.held.entry(lease).or_default();
+        let holding = self.held.entry(lease);
+        let holding = holding.or_insert_with(|| Holding::new(token));
         holding.holders += 1;
         holding.is_gone = false;
-        holding.token = token.or(holding.token);
+        holding.is_growing |= is_growing;
         self.fresh.push(lease);
+        true
     }
 
     /// One holder less. The last one has the lease released, if there is still somebody to say it and to hear it.
@@ -101,12 +122,12 @@ impl<J> Holdings<J> {
         if holding.holders > 0 {
             return;
         }
-        let is_gone = holding.is_gone;
+        let (is_gone, token) = (holding.is_gone, holding.token);
         // Nothing waits any more: a transfer that does is a holder itself.
         self.held.remove(&lease);
         self.fresh.retain(|fresh| *fresh != lease);
         if is_to_be_said && !is_gone {
-            self.to_release.push(lease);
+            self.to_release.push((lease, token));
         }
     }
 
@@ -118,7 +139,9 @@ impl<J> Holdings<J> {
 
     /// Keeps a transfer until its lease, which is there, has grown.
     pub(crate) fn keep(&mut self, lease: u64, job: J) {
-        self.held.entry(lease).or_default().waiting.push(job);
+        if let Some(holding) = self.held.get_mut(&lease) {
+            holding.waiting.push(job);
+        }
     }
 
     /// The KV of more tokens of a lease can be fetched: the transfers that have waited for it.
@@ -180,11 +203,12 @@ impl<J> Holdings<J> {
     /// What is to be said now: of all leases if their heartbeat is due, else of the new ones and those let go.
     pub(crate) fn news(&mut self, is_due: bool, is_cancelled: impl Fn(&J) -> bool) -> News<J> {
         let fresh = std::mem::take(&mut self.fresh);
-        let release = |lease| Message::Release { lease };
+        let release = |(lease, token)| Message::Release { lease, token };
         let released = std::mem::take(&mut self.to_release);
         let mut messages: Vec<_> = released.into_iter().map(release).collect();
         let watch = |&lease: &u64| {
-            let token = self.held.get(&lease)?.token?;
+            let growing = self.held.get(&lease).filter(|held| held.is_growing);
+            let token = growing?.token;
             Some(Message::Watch { lease, token })
         };
         messages.extend(fresh.iter().filter_map(watch));
@@ -192,8 +216,9 @@ impl<J> Holdings<J> {
             true => self.alive(),
             false => fresh,
         };
+        let right = |&lease: &u64| Some((lease, self.held.get(&lease)?.token));
         let heartbeat = |leases: &[u64]| Message::Heartbeat {
-            leases: leases.to_vec(),
+            leases: leases.iter().filter_map(right).collect(),
         };
         messages.extend(to_beat.chunks(MAX_HEARTBEAT).map(heartbeat));
         let is_idle = self.is_empty();
@@ -233,16 +258,29 @@ mod tests {
     }
 
     fn beat(leases: &[u64]) -> Message {
-        let leases = leases.to_vec();
+        let leases = leases.iter().map(|&lease| (lease, TOKEN)).collect();
         Message::Heartbeat { leases }
+    }
+
+    fn release(lease: u64) -> Message {
+        let token = TOKEN;
+        Message::Release { lease, token }
+    }
+
+    fn hold(holdings: &mut Holdings<u8>, lease: u64, ttl: Duration) {
+        assert!(holdings.hold(lease, TOKEN, false, ttl));
+    }
+
+    fn hold_growing(holdings: &mut Holdings<u8>, lease: u64) {
+        assert!(holdings.hold(lease, TOKEN, true, TTL));
     }
 
     #[test]
     fn a_new_lease_is_spoken_of_at_once_and_the_others_when_it_is_time() {
         let mut holdings = Holdings::default();
-        holdings.hold(1, None, TTL);
+        hold(&mut holdings, 1, TTL);
         assert_eq!(said(&mut holdings, false), [beat(&[1])]);
-        holdings.hold(2, Some(TOKEN), TTL);
+        hold_growing(&mut holdings, 2);
         let watch = Message::Watch {
             lease: 2,
             token: TOKEN,
@@ -258,19 +296,18 @@ mod tests {
     #[test]
     fn the_last_holder_has_the_lease_released() {
         let mut holdings = Holdings::default();
-        holdings.hold(1, None, TTL);
-        holdings.hold(1, None, TTL);
+        hold(&mut holdings, 1, TTL);
+        hold(&mut holdings, 1, TTL);
         said(&mut holdings, false);
         holdings.let_go(1, true);
         assert_eq!(said(&mut holdings, false), []);
         holdings.let_go(1, true);
         assert!(holdings.is_needed() && holdings.is_empty());
-        let release = Message::Release { lease: 1 };
         assert_eq!(
             said(&mut holdings, true),
-            [release, Message::Ping { id: 0 }]
+            [release(1), Message::Ping { id: 0 }]
         );
-        holdings.hold(2, None, TTL);
+        hold(&mut holdings, 2, TTL);
         holdings.let_go(2, false);
         assert!(!holdings.is_needed());
     }
@@ -278,7 +315,7 @@ mod tests {
     #[test]
     fn what_waits_goes_on_when_its_lease_grows_and_ends_when_it_is_gone() {
         let mut holdings = Holdings::default();
-        holdings.hold(1, Some(TOKEN), TTL);
+        hold_growing(&mut holdings, 1);
         assert_eq!(holdings.n_ready(1), Some(0));
         holdings.keep(1, 10);
         assert_eq!(holdings.grown(1, 8), [10]);
@@ -296,34 +333,43 @@ mod tests {
     #[test]
     fn who_held_a_lease_before_it_was_gone_takes_nothing_from_who_holds_it_again() {
         let mut holdings = Holdings::default();
-        holdings.hold(1, Some(TOKEN), TTL);
+        hold_growing(&mut holdings, 1);
         assert!(holdings.forget(1).is_empty());
         assert_eq!((holdings.n_ready(1), holdings.is_needed()), (None, false));
-        holdings.hold(1, Some(TOKEN), TTL);
+        hold_growing(&mut holdings, 1);
         holdings.keep(1, 10);
         holdings.let_go(1, true);
         assert!(!said(&mut holdings, true).is_empty(), "it is held");
         assert_eq!(holdings.grown(1, 4), [10]);
         holdings.let_go(1, true);
-        let release = Message::Release { lease: 1 };
-        assert_eq!(said(&mut holdings, false), [release]);
-        holdings.hold(2, None, TTL);
+        assert_eq!(said(&mut holdings, false), [release(1)]);
+        hold(&mut holdings, 2, TTL);
         assert!(holdings.forget(2).is_empty());
         holdings.let_go(2, true);
         assert!(!holdings.is_needed(), "what is gone is not released");
     }
 
     #[test]
+    fn a_lease_is_not_held_by_two_rights() {
+        let mut holdings = Holdings::default();
+        hold_growing(&mut holdings, 1);
+        assert!(!holdings.hold(1, LeaseToken([8; 32]), true, TTL));
+        holdings.let_go(1, true);
+        assert_eq!(said(&mut holdings, false), [release(1)]);
+        assert!(holdings.hold(1, LeaseToken([8; 32]), true, TTL));
+    }
+
+    #[test]
     fn heartbeats_come_as_often_as_the_shortest_lease_needs() {
         let mut holdings = Holdings::<u8>::default();
         assert_eq!(holdings.interval(), MAX_INTERVAL);
-        holdings.hold(1, None, 2 * TTL);
+        hold(&mut holdings, 1, 2 * TTL);
         assert_eq!(holdings.interval(), 2 * TTL / 5);
-        holdings.hold(2, None, TTL);
-        holdings.hold(3, None, 2 * TTL);
+        hold(&mut holdings, 2, TTL);
+        hold(&mut holdings, 3, 2 * TTL);
         assert_eq!(holdings.interval(), TTL / 5);
         (1..=3).for_each(|lease| holdings.let_go(lease, false));
-        holdings.hold(4, None, 100 * TTL);
+        hold(&mut holdings, 4, 100 * TTL);
         assert_eq!(holdings.interval(), MAX_INTERVAL);
     }
 }

@@ -19,7 +19,7 @@ use crate::checksum::checksum;
 use cursor::Cursor;
 
 /// Version of the protocol that this crate speaks.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of a [`Preface`].
 pub const PREFACE_LEN: usize = 8;
 /// Bytes before the body of a control frame.
@@ -390,7 +390,8 @@ mod tests {
 
     /// Messages about leases and the connection.
     fn lease() -> impl Strategy<Value = Message> {
-        let leases = prop::collection::vec(any::<u64>(), 0..50);
+        let held = any::<(u64, [u8; 32])>().prop_map(|(lease, token)| (lease, LeaseToken(token)));
+        let leases = prop::collection::vec(held, 0..50);
         let remaining = prop::collection::vec(any::<(u64, u32)>(), 0..50);
         prop_oneof![
             any::<(u64, [u8; 32])>().prop_map(|(lease, token)| Message::Watch {
@@ -398,7 +399,10 @@ mod tests {
                 token: LeaseToken(token),
             }),
             any::<(u64, u32)>().prop_map(|(lease, n_tokens)| Message::Ready { lease, n_tokens }),
-            any::<u64>().prop_map(|lease| Message::Release { lease }),
+            any::<(u64, [u8; 32])>().prop_map(|(lease, token)| Message::Release {
+                lease,
+                token: LeaseToken(token),
+            }),
             any::<u64>().prop_map(|lease| Message::Released { lease }),
             leases.prop_map(|leases| Message::Heartbeat { leases }),
             remaining.prop_map(|remaining_ms| Message::HeartbeatAck { remaining_ms }),

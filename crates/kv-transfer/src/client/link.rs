@@ -54,8 +54,8 @@ pub(super) struct Lease {
 impl Lease {
     /// Tells the producer at once that nothing more will be fetched; when the last holder lets go nothing is left to say.
     pub(super) fn release(&self, session: &Session) {
-        let lease = self.id;
-        let is_told = session.say(0, &Message::Release { lease }).is_ok();
+        let (lease, token) = (self.id, self.token);
+        let is_told = session.say(0, &Message::Release { lease, token }).is_ok();
         self.is_consumed.store(is_told, Ordering::SeqCst);
     }
 
@@ -144,7 +144,7 @@ impl Peer {
         }
         let key = (params.remote_host.clone(), params.remote_port);
         if let Some(peer) = peers.get(&key) {
-            peer.add(params.uuid, kvx);
+            peer.add(params.uuid, kvx)?;
             return Ok(Arc::clone(peer));
         }
         if peers.len() >= shared.cfg.max_peers {
@@ -156,7 +156,7 @@ impl Peer {
             state: Mutex::default(),
             changed: Condvar::new(),
         });
-        peer.add(params.uuid, kvx);
+        peer.add(params.uuid, kvx)?;
         let (for_thread, with) = (Arc::clone(&peer), Arc::clone(shared));
         let thread = spawn("kvx-link", move || for_thread.run(&with))
             .map_err(|_| TransferError::Busy { what: "threads" })?;
@@ -167,11 +167,13 @@ impl Peer {
         Ok(peer)
     }
 
-    fn add(&self, lease: u64, kvx: &Kvx) {
+    fn add(&self, lease: u64, kvx: &Kvx) -> Result<(), TransferError> {
         let ttl = Duration::from_millis(kvx.ttl_ms.into());
-        let token = kvx.early.then_some(kvx.tok);
-        self.state.lock().holdings.hold(lease, token, ttl);
+        let holdings = &mut self.state.lock().holdings;
+        let is_held = holdings.hold(lease, kvx.tok, kvx.early, ttl);
         self.changed.notify_all();
+        let why = TransferError::Rejected(RejectCode::BadToken);
+        is_held.then_some(()).ok_or(why)
     }
 
     /// One holder less; the last one has the lease released, unless it is gone already.

@@ -229,7 +229,11 @@ impl<'a> Pull<'a> {
             drop(stream);
             session.forget_stream();
         }
-        ended?.result
+        let ended = ended?.result;
+        if matches!(ended, Err(TransferError::Broken(_))) {
+            session.forget_idle();
+        }
+        ended
     }
 
     /// # Errors

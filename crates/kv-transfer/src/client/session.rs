@@ -318,6 +318,15 @@ impl Session {
         }
     }
 
+    /// One has broken: those that are idle may have too, without a word, and are not used again.
+    pub(super) fn forget_idle(&self) {
+        let mut streams = self.streams.lock();
+        streams.open -= streams.idle.len();
+        streams.idle.clear();
+        drop(streams);
+        self.stream_freed.notify_all();
+    }
+
     /// A data connection that cannot be used again.
     pub(super) fn forget_stream(&self) {
         self.streams.lock().open -= 1;

@@ -76,6 +76,11 @@ impl Bed {
         }
     }
 
+    fn release(&self, lease: u64) -> Message {
+        let token = LeaseToken(self.terms_token(lease));
+        Message::Release { lease, token }
+    }
+
     fn work(&mut self) -> Work<()> {
         self.control.work(1, &mut self.leases, self.now)
     }
@@ -116,7 +121,7 @@ fn a_transfer_runs_on_credit_and_consumes_its_lease() {
     assert_eq!(bed.say(Message::Received { xfer: 9 }), None);
     assert!(matches!(bed.work(), Work::Idle));
     let released = Message::Released { lease: LEASE };
-    assert_eq!(bed.say(Message::Release { lease: LEASE }), Some(released));
+    assert_eq!(bed.say(bed.release(LEASE)), Some(released));
     assert_eq!(bed.refusal(bed.open()), RejectCode::Consumed);
 }
 
@@ -158,8 +163,7 @@ fn a_growing_lease_is_fetched_part_by_part() {
     assert_eq!(accepted(bed.say(Message::Open(open(3, 1..3)))), 768);
     assert_eq!(bed.say(Message::Received { xfer: 3 }), None);
     let released = Message::Released { lease: LEASE + 1 };
-    let release = Message::Release { lease: LEASE + 1 };
-    assert_eq!(bed.say(release), Some(released.clone()));
+    assert_eq!(bed.say(bed.release(LEASE + 1)), Some(released.clone()));
     let watch = Message::Watch {
         lease: LEASE + 1,
         token: LeaseToken(token),
@@ -281,20 +285,35 @@ fn data_connections_are_bounded() {
 #[test]
 fn heartbeats_are_answered_for_live_and_gone_leases() {
     let mut bed = Bed::new();
-    let ack = bed.say(Message::Heartbeat {
-        leases: vec![LEASE, 1],
-    });
+    let held = |lease| (lease, LeaseToken(bed.terms_token(lease)));
+    let leases = vec![held(LEASE), held(1)];
+    let ack = bed.say(Message::Heartbeat { leases });
     let remaining_ms = vec![(LEASE, 15_000), (1, 0)];
     assert_eq!(ack, Some(Message::HeartbeatAck { remaining_ms }));
-    let flood = Message::Heartbeat {
-        leases: vec![0; MAX_HEARTBEAT + 1],
-    };
-    let now = bed.now;
-    assert!(
-        bed.control
-            .on_message((0, flood), &mut bed.leases, now)
-            .is_err()
+}
+
+#[test]
+fn who_has_no_right_to_a_lease_neither_ends_nor_prolongs_it() {
+    let mut bed = Bed::new();
+    let (lease, token) = (LEASE, LeaseToken(bed.terms_token(LEASE + 1)));
+    let released = Message::Released { lease };
+    assert_eq!(bed.say(Message::Release { lease, token }), Some(released));
+    bed.now += 14 * SECOND;
+    let leases = vec![(lease, token)];
+    let remaining_ms = vec![(lease, 0)];
+    assert_eq!(
+        bed.say(Message::Heartbeat { leases }),
+        Some(Message::HeartbeatAck { remaining_ms })
     );
+    assert_eq!(bed.leases.refusal(LEASE, SessionId(2), bed.now), None);
+    assert_eq!(bed.leases.expire(bed.now + SECOND), 1);
+}
+
+#[test]
+fn a_transfer_on_a_connection_that_has_ended_is_refused_as_such() {
+    let mut bed = Bed::new();
+    bed.control.detach(1, &mut bed.leases);
+    assert_eq!(bed.refusal(bed.open()), RejectCode::Disconnected);
 }
 
 proptest! {

@@ -274,19 +274,23 @@ impl Consumer {
             asked: now,
             is_cancelled: false,
         };
-        self.hold(params);
-        self.start(job);
+        match self.hold(params) {
+            true => self.start(job),
+            // It is held by another right.
+            false => self.tally.failed += 1,
+        }
     }
 
-    fn hold(&mut self, params: &Params) {
+    fn hold(&mut self, params: &Params) -> bool {
         let link = self.links.entry(params.producer).or_default();
-        link.holdings.hold(params.lease, Some(params.token), TTL);
+        link.holdings.hold(params.lease, params.token, true, TTL)
     }
 
     /// Holds a lease without fetching.
     pub(super) fn keep_alive(&mut self, params: &Params) {
-        self.hold(params);
-        self.handles.push((params.producer, params.lease));
+        if self.hold(params) {
+            self.handles.push((params.producer, params.lease));
+        }
     }
 
     /// Lets go of such a lease, and of a result.

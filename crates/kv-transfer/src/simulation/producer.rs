@@ -368,17 +368,18 @@ impl Producer {
         };
         let heard = message.clone();
         let leases = &mut self.leases;
-        let is_elsewhere = match &heard {
-            Message::Release { lease } => leases
-                .open_by(*lease)
-                .flatten()
-                .is_some_and(|(holder, _)| holder != SessionId(conn)),
+        // Somebody else fetches it, or whoever says so has no right to it.
+        let is_to_stay = match &heard {
+            Message::Release { lease, token } => leases.open_by(*lease).is_some_and(|open| {
+                open.is_some_and(|(holder, _)| holder != SessionId(conn))
+                    || !self.terms.grants(*lease, token)
+            }),
             _ => false,
         };
         let answer = session.control.on_message((of, message), leases, air.now)?;
-        if let (true, Message::Release { lease }) = (is_elsewhere, &heard) {
+        if let (true, Message::Release { lease, .. }) = (is_to_stay, &heard) {
             let open = leases.open_by(*lease);
-            assert!(open.is_some(), "a lease is released that another fetches");
+            assert!(open.is_some(), "a lease is released that was to stay");
         }
         session.ledger.heard(of, &heard, answer.as_ref());
         if let Some(answer) = answer {

@@ -272,10 +272,10 @@ impl Running {
         job.asked = air.now;
         let is_whole = brought.shortfall.is_none();
         let is_last = is_whole && got.blocks.end >= job.n_blocks;
-        let lease = job.params.lease;
+        let (lease, token) = (job.params.lease, job.params.token);
         let is_told = is_last
             && matches!(consumer.session(job.params.producer), Some(Ok(session))
-                if say(air, session, 0, &Message::Release { lease }));
+                if say(air, session, 0, &Message::Release { lease, token }));
         let more = is_whole && !job.blocks.is_empty();
         (job, Ok((!more).then_some(is_whole)), is_told)
     }
@@ -449,6 +449,16 @@ impl Stripe {
         }
     }
 
+    fn forget_idle(session: ConnId, cx: &mut Cx<'_>) {
+        let Some(session) = cx.consumer.sessions.get_mut(&session) else {
+            return;
+        };
+        for (_, conn) in session.idle.drain(..) {
+            cx.air.net.close(conn, At::Consumer);
+            session.n_open -= 1;
+        }
+    }
+
     /// Asks for the transfer, or what an earlier connection left of it.
     fn open(&mut self, session: ConnId, stream: Option<(u16, ConnId)>, cx: &mut Cx<'_>) -> Stage {
         if let (Some((_, conn)), true) = (stream, cx.job.is_cancelled) {
@@ -498,6 +508,9 @@ impl Stripe {
                 }
                 _ => Self::drop_stream(way.session, conn, cx),
             }
+        }
+        if matches!(closed.result, Err(TransferError::Broken(_))) {
+            Self::forget_idle(way.session, cx);
         }
         self.ended(closed.result, cx)
     }

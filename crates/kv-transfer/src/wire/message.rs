@@ -190,6 +190,8 @@ pub enum Message {
     Release {
         /// Which lease.
         lease: u64,
+        /// Proof of the right to it.
+        token: LeaseToken,
     },
     /// Producer to consumer: the lease is no more.
     Released {
@@ -198,8 +200,8 @@ pub enum Message {
     },
     /// Consumer to producer: these leases are still wanted.
     Heartbeat {
-        /// Which leases.
-        leases: Vec<u64>,
+        /// Which leases, and proofs of the right to them.
+        leases: Vec<(u64, LeaseToken)>,
     },
     /// Producer to consumer: how long each lease lives from now on.
     HeartbeatAck {
@@ -297,17 +299,20 @@ impl Message {
                 out.extend(xfer.to_le_bytes());
             }
             Self::Nack { xfer, chunk } => put(&xfer.to_le_bytes(), &chunk.to_le_bytes(), out),
-            Self::Watch { lease, token } => put(&lease.to_le_bytes(), &token.0, out),
+            Self::Watch { lease, token } | Self::Release { lease, token } => {
+                put(&lease.to_le_bytes(), &token.0, out);
+            }
             Self::Ready { lease, n_tokens } => {
                 put(&lease.to_le_bytes(), &n_tokens.to_le_bytes(), out);
             }
-            Self::Release { lease: n }
-            | Self::Released { lease: n }
-            | Self::Ping { id: n }
-            | Self::Pong { id: n } => out.extend(n.to_le_bytes()),
+            Self::Released { lease: n } | Self::Ping { id: n } | Self::Pong { id: n } => {
+                out.extend(n.to_le_bytes());
+            }
             Self::Heartbeat { leases } => {
                 put_count(leases.len(), out);
-                out.extend(leases.iter().flat_map(|n| n.to_le_bytes()));
+                for (lease, token) in leases {
+                    put(&lease.to_le_bytes(), &token.0, out);
+                }
             }
             Self::HeartbeatAck { remaining_ms } => {
                 put_count(remaining_ms.len(), out);
@@ -524,7 +529,10 @@ pub fn decode_message(kind: u8, body: &[u8]) -> Result<Message, WireError> {
         16 => Message::Released { lease: c.u64()? },
         17 => heartbeat(&mut c)?,
         18 => heartbeat_ack(&mut c)?,
-        19 => Message::Release { lease: c.u64()? },
+        19 => Message::Release {
+            lease: c.u64()?,
+            token: LeaseToken(c.array()?),
+        },
         20 => Message::Ping { id: c.u64()? },
         21 => Message::Pong { id: c.u64()? },
         22 => Message::GoAway {
@@ -543,7 +551,11 @@ pub fn decode_message(kind: u8, body: &[u8]) -> Result<Message, WireError> {
 }
 
 fn heartbeat(c: &mut Cursor<'_>) -> Result<Message, WireError> {
-    let leases = c.list()?.iter().copied().map(u64::from_le_bytes).collect();
+    let entry = |bytes: &[u8; 40]| {
+        let mut c = Cursor::new("heartbeat", bytes);
+        Ok((c.u64()?, LeaseToken(c.array()?)))
+    };
+    let leases = c.list()?.iter().map(entry).collect::<Result<_, _>>()?;
     Ok(Message::Heartbeat { leases })
 }
 

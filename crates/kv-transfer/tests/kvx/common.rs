@@ -144,7 +144,11 @@ pub(crate) type Tamper = Box<dyn FnMut(&ChunkHeader, Vec<u8>) -> Fate + Send>;
 /// Forwards connections to a server; the chunks of data connections pass through `tamper`.
 pub(crate) struct Proxy {
     pub(crate) addr: SocketAddr,
+    data: Arc<DataConnections>,
 }
+
+/// The server's ends of data connections, and whether the consumer's stay open without them.
+type DataConnections = Mutex<Vec<(TcpStream, Arc<AtomicBool>)>>;
 
 impl Proxy {
     /// Its threads end with the connections that they serve, or with the test.
@@ -157,14 +161,26 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let tamper = Arc::new(Mutex::new(tamper));
+        let data = Arc::<DataConnections>::default();
+        let opened = Arc::clone(&data);
         thread::spawn(move || {
             for down in listener.incoming() {
                 let (down, tamper) = (down.unwrap(), Arc::clone(&tamper));
-                let is_deaf = Arc::clone(&is_deaf);
-                thread::spawn(move || relay(down, target, &tamper, is_deaf));
+                let (is_deaf, opened) = (Arc::clone(&is_deaf), Arc::clone(&opened));
+                thread::spawn(move || relay(down, target, &tamper, is_deaf, &opened));
             }
         });
-        Self { addr }
+        Self { addr, data }
+    }
+
+    /// The server loses the data connections that there are, and the consumer does not notice. How many they were.
+    pub(crate) fn sever(&self) -> usize {
+        let data = std::mem::take(&mut *self.data.lock().unwrap());
+        for (up, is_severed) in &data {
+            is_severed.store(true, Ordering::SeqCst);
+            up.shutdown(Shutdown::Both).unwrap();
+        }
+        data.len()
     }
 
     /// The same lease, to be fetched through the proxy.
@@ -181,6 +197,7 @@ fn relay(
     target: SocketAddr,
     tamper: &Arc<Mutex<Tamper>>,
     is_deaf: Arc<AtomicBool>,
+    data: &DataConnections,
 ) {
     let mut preface = [0; PREFACE_LEN];
     let Ok(()) = down.read_exact(&mut preface) else {
@@ -201,7 +218,16 @@ fn relay(
         let _ = to_up.shutdown(Shutdown::Both);
     });
     match decode_preface(&preface).map(|p| p.role) {
-        Ok(Role::Data) => drop(relay_chunks(&mut up, &mut down, tamper)),
+        Ok(Role::Data) => {
+            let is_severed = Arc::<AtomicBool>::default();
+            let open = (up.try_clone().unwrap(), Arc::clone(&is_severed));
+            data.lock().unwrap().push(open);
+            drop(relay_chunks(&mut up, &mut down, tamper));
+            if is_severed.load(Ordering::SeqCst) {
+                // Until the consumer closes it.
+                let _ = down.read(&mut [0]);
+            }
+        }
         _ => drop(std::io::copy(&mut up, &mut down)),
     }
     let _ = down.shutdown(Shutdown::Both);

@@ -42,8 +42,8 @@ fn a_producer_that_was_killed_and_started_again_on_its_port_gives_nothing_of_bef
     same_number.uuid = new.uuid;
     let misled = client.hold(&same_number).unwrap();
     assert_eq!(refused(pull(&client, &misled, 0..N)), RejectCode::BadToken);
-    assert!(fetch(&client, &new).unwrap().data() == bytes(N, SEED));
     drop(misled);
+    assert!(fetch(&client, &new).unwrap().data() == bytes(N, SEED));
 }
 
 #[test]

@@ -90,6 +90,28 @@ fn a_cut_connection_is_replaced_and_only_the_rest_is_sent_again() {
 }
 
 #[test]
+fn idle_connections_that_broke_without_a_word_are_replaced() {
+    let mut cfg = quick();
+    cfg.stripe_bytes = 1 << 12;
+    let (server, client) = (start(server_config()), KvClient::new(cfg).unwrap());
+    let proxy = Proxy::start(server.local_addr(), Box::new(|_, wire| Fate::Forward(wire)));
+    let fetch_new = |seed| {
+        let params = server.publish(&export(N, seed)).unwrap();
+        fetch(&client, &proxy.divert(&params))
+    };
+    assert!(fetch_new(1).unwrap().data() == bytes(N, 1));
+    assert!(proxy.sever() > 1);
+    let n_connections = || server.stats().connections;
+    eventually("only the control connection is left", || {
+        n_connections() == 1
+    });
+    let pulled = fetch_new(2).unwrap();
+    assert_eq!((pulled.n_blocks, pulled.shortfall.clone()), (N, None));
+    assert!(pulled.data() == bytes(N, 2));
+    assert!(n_connections() > 1);
+}
+
+#[test]
 fn a_connection_cut_every_time_is_an_error() {
     let (outcome, _) = fetch_through(Box::new(|header, wire| match header.chunk {
         0..3 => Fate::Forward(wire),

@@ -170,12 +170,17 @@ fn wrong_tokens_unknown_leases_and_other_boots_are_refused() {
     let params = server.publish(&export(2, 1)).unwrap();
     let forged = with_token(&params, LeaseToken([7; 32]));
     assert_eq!(rejected(fetch(&client, &forged)), RejectCode::BadToken);
-    // Holding with a forged token and letting go has freed nothing that is not ours to free.
     let unknown = KvTransferParams {
         uuid: params.uuid ^ 1,
         ..params.clone()
     };
     assert_eq!(rejected(fetch(&client, &unknown)), RejectCode::UnknownLease);
+    // Who held it without a right and let go has not ended it, and cannot come in between who has the right.
+    let held = client.hold(&params).unwrap();
+    let refused = client.hold(&forged).unwrap_err();
+    assert_eq!(refused, TransferError::Rejected(RejectCode::BadToken));
+    assert!(pull(&client, &held, 0..2).unwrap().data() == bytes(2, 1));
+    drop(held);
     let (addr, other) = (server.local_addr(), client);
     drop(server);
     let mut cfg = server_config();
