@@ -11,6 +11,7 @@
 
 use crate::matrix::ROWS;
 use crate::shared::{Plain, Shared};
+use crate::simd::{Isa, Simd, Task};
 use baton_kv::{BlockId, DType, KvLayout, fp8};
 use half::bf16;
 use std::ops::Range;
@@ -18,8 +19,13 @@ use std::ops::Range;
 /// Slots of a tile of keys.
 pub(crate) const SLOTS: usize = ROWS;
 
+// The canonical order is little-endian, and elements are moved as they lie.
+const _: () = assert!(cfg!(target_endian = "little"));
+
 /// The pool of all layers.
 pub(crate) struct KvCache {
+    /// For what copies blocks.
+    isa: Isa,
     pub(crate) shape: Shape,
     pub(crate) pool: Pool,
 }
@@ -44,12 +50,27 @@ pub(crate) enum Pool {
 }
 
 /// An element of the pool.
-pub(crate) trait Element: Plain {
+pub(crate) trait Element: Plain + bytemuck::Pod {
     /// How many lie together.
     const PAIR: usize;
     fn of(x: f32) -> Self;
-    fn put(self, out: &mut [u8]);
-    fn get(bytes: &[u8]) -> Self;
+
+    /// [`gather`]s the rows of a tile of keys.
+    fn gather(tile: &[u8], rows: &mut [u8], row: usize);
+    /// [`scatter`]s them.
+    fn scatter(rows: &[u8], row: usize, tile: &mut [u8]);
+
+    /// Takes the rows of `PAIR` slots' values, which lie together, apart.
+    #[inline(always)]
+    fn part(group: &[u8], rows: &mut [u8]) {
+        rows.copy_from_slice(&group[..rows.len()]);
+    }
+
+    /// As [`part`](Self::part), back.
+    #[inline(always)]
+    fn join(rows: &[u8], group: &mut [u8]) {
+        group[..rows.len()].copy_from_slice(rows);
+    }
 }
 
 impl Element for f32 {
@@ -59,12 +80,14 @@ impl Element for f32 {
         x
     }
 
-    fn put(self, out: &mut [u8]) {
-        out.copy_from_slice(&self.to_le_bytes());
+    #[inline(always)]
+    fn gather(tile: &[u8], rows: &mut [u8], row: usize) {
+        gather::<4>(tile, rows, row);
     }
 
-    fn get(bytes: &[u8]) -> Self {
-        Self::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    #[inline(always)]
+    fn scatter(rows: &[u8], row: usize, tile: &mut [u8]) {
+        scatter::<4>(rows, row, tile);
     }
 }
 
@@ -76,12 +99,32 @@ impl Element for u16 {
         bf16::from_f32(x).to_bits()
     }
 
-    fn put(self, out: &mut [u8]) {
-        out.copy_from_slice(&self.to_le_bytes());
+    #[inline(always)]
+    fn gather(tile: &[u8], rows: &mut [u8], row: usize) {
+        gather::<4>(tile, rows, row);
     }
 
-    fn get(bytes: &[u8]) -> Self {
-        Self::from_le_bytes([bytes[0], bytes[1]])
+    #[inline(always)]
+    fn scatter(rows: &[u8], row: usize, tile: &mut [u8]) {
+        scatter::<4>(rows, row, tile);
+    }
+
+    #[inline(always)]
+    fn part(group: &[u8], rows: &mut [u8]) {
+        let (even, odd) = rows.split_at_mut(rows.len() / 2);
+        let rows = even.as_chunks_mut().0.iter_mut().zip(odd.as_chunks_mut().0);
+        for ((even, odd), &[a, b, c, d]) in rows.zip(group.as_chunks().0) {
+            (*even, *odd) = ([a, b], [c, d]);
+        }
+    }
+
+    #[inline(always)]
+    fn join(rows: &[u8], group: &mut [u8]) {
+        let (even, odd) = rows.split_at(rows.len() / 2);
+        let rows = even.as_chunks().0.iter().zip(odd.as_chunks().0);
+        for ((&[a, b], &[c, d]), pair) in rows.zip(group.as_chunks_mut().0) {
+            *pair = [a, b, c, d];
+        }
     }
 }
 
@@ -93,12 +136,14 @@ impl Element for u8 {
         fp8::code(x)
     }
 
-    fn put(self, out: &mut [u8]) {
-        out[0] = self;
+    #[inline(always)]
+    fn gather(tile: &[u8], rows: &mut [u8], row: usize) {
+        gather::<1>(tile, rows, row);
     }
 
-    fn get(bytes: &[u8]) -> Self {
-        bytes[0]
+    #[inline(always)]
+    fn scatter(rows: &[u8], row: usize, tile: &mut [u8]) {
+        scatter::<1>(rows, row, tile);
     }
 }
 
@@ -160,7 +205,8 @@ impl KvCache {
                 return Err("the cpu device keeps KV in float32, bfloat16 or fp8".to_owned());
             }
         };
-        Ok(Self { shape, pool })
+        let isa = Isa::detect();
+        Ok(Self { isa, shape, pool })
     }
 
     /// Writes one token's keys and values of all heads: each `[kv head][head_dim]`, perhaps with padding at the end.
@@ -181,19 +227,51 @@ impl KvCache {
 
     /// Blocks in canonical order, see [`KvLayout`]; `out` has exactly their bytes.
     pub(crate) fn export(&mut self, blocks: &[BlockId], out: &mut [u8]) {
+        let (isa, shape, way) = (self.isa, &self.shape, Leave(out));
         match &mut self.pool {
-            Pool::F32(layers) => export(&self.shape, layers, blocks, out),
-            Pool::Bf16(layers) => export(&self.shape, layers, blocks, out),
-            Pool::Fp8(layers) => export(&self.shape, layers, blocks, out),
+            Pool::F32(layers) => isa.run(Move {
+                shape,
+                layers,
+                blocks,
+                way,
+            }),
+            Pool::Bf16(layers) => isa.run(Move {
+                shape,
+                layers,
+                blocks,
+                way,
+            }),
+            Pool::Fp8(layers) => isa.run(Move {
+                shape,
+                layers,
+                blocks,
+                way,
+            }),
         }
     }
 
     /// Overwrites blocks from canonical order.
     pub(crate) fn import(&mut self, blocks: &[BlockId], data: &[u8]) {
+        let (isa, shape, way) = (self.isa, &self.shape, Come(data));
         match &mut self.pool {
-            Pool::F32(layers) => import(&self.shape, layers, blocks, data),
-            Pool::Bf16(layers) => import(&self.shape, layers, blocks, data),
-            Pool::Fp8(layers) => import(&self.shape, layers, blocks, data),
+            Pool::F32(layers) => isa.run(Move {
+                shape,
+                layers,
+                blocks,
+                way,
+            }),
+            Pool::Bf16(layers) => isa.run(Move {
+                shape,
+                layers,
+                blocks,
+                way,
+            }),
+            Pool::Fp8(layers) => isa.run(Move {
+                shape,
+                layers,
+                blocks,
+                way,
+            }),
         }
     }
 }
@@ -226,58 +304,106 @@ unsafe fn write<E: Element>(
     }
 }
 
-fn export<E: Element>(shape: &Shape, layers: &mut [Shared<E>], blocks: &[BlockId], out: &mut [u8]) {
-    let mut rows = out.chunks_exact_mut(shape.head_dim * size_of::<E>());
-    each_row(shape, layers, blocks, |from, kind| {
-        if let Some(row) = rows.next() {
-            match (kind, E::PAIR) {
-                (Kind::Key, 2) => leave::<E, 2, { 2 * SLOTS }>(from, row),
-                (Kind::Key, _) => leave::<E, 1, SLOTS>(from, row),
-                (Kind::Value, 2) => leave::<E, 1, 2>(from, row),
-                (Kind::Value, _) => leave::<E, 1, 1>(from, row),
+/// Blocks on their way between their homes and the canonical order, in which a home's keys, then its values, lie slot by slot.
+struct Move<'a, E, W> {
+    shape: &'a Shape,
+    layers: &'a mut [Shared<E>],
+    blocks: &'a [BlockId],
+    way: W,
+}
+
+/// The canonical order, to be written or to be read.
+struct Leave<'a>(&'a mut [u8]);
+struct Come<'a>(&'a [u8]);
+
+impl<E: Element> Task for Move<'_, E, Leave<'_>> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let shape = self.shape;
+        let row = shape.head_dim * size_of::<E>();
+        let mut halves = self.way.0.chunks_exact_mut(shape.block_size * row);
+        for_each_home(shape, self.layers, self.blocks, |keys, values| {
+            let (Some(key_rows), Some(value_rows)) = (halves.next(), halves.next()) else {
+                return;
+            };
+            let tiles = keys.chunks_exact(SLOTS * shape.padded_dim);
+            for (tile, rows) in tiles.zip(key_rows.chunks_exact_mut(SLOTS * row)) {
+                E::gather(bytemuck::cast_slice(tile), rows, row);
             }
-        }
-    });
-}
-
-fn import<E: Element>(shape: &Shape, layers: &mut [Shared<E>], blocks: &[BlockId], data: &[u8]) {
-    let mut rows = data.chunks_exact(shape.head_dim * size_of::<E>());
-    each_row(shape, layers, blocks, |to, kind| {
-        if let Some(row) = rows.next() {
-            match (kind, E::PAIR) {
-                (Kind::Key, 2) => come::<E, 2, { 2 * SLOTS }>(row, to),
-                (Kind::Key, _) => come::<E, 1, SLOTS>(row, to),
-                (Kind::Value, 2) => come::<E, 1, 2>(row, to),
-                (Kind::Value, _) => come::<E, 1, 1>(row, to),
+            let groups = values.chunks_exact(E::PAIR * shape.padded_dim);
+            for (group, rows) in groups.zip(value_rows.chunks_exact_mut(E::PAIR * row)) {
+                E::part(bytemuck::cast_slice(group), rows);
             }
-        }
-    });
+        });
+    }
 }
 
-/// What a row of the canonical order holds.
-#[derive(Clone, Copy)]
-enum Kind {
-    Key,
-    Value,
+impl<E: Element> Task for Move<'_, E, Come<'_>> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let shape = self.shape;
+        let row = shape.head_dim * size_of::<E>();
+        let mut halves = self.way.0.chunks_exact(shape.block_size * row);
+        for_each_home(shape, self.layers, self.blocks, |keys, values| {
+            let (Some(key_rows), Some(value_rows)) = (halves.next(), halves.next()) else {
+                return;
+            };
+            let tiles = keys.chunks_exact_mut(SLOTS * shape.padded_dim);
+            for (tile, rows) in tiles.zip(key_rows.chunks_exact(SLOTS * row)) {
+                E::scatter(rows, row, bytemuck::cast_slice_mut(tile));
+            }
+            let groups = values.chunks_exact_mut(E::PAIR * shape.padded_dim);
+            for (group, rows) in groups.zip(value_rows.chunks_exact(E::PAIR * row)) {
+                E::join(rows, bytemuck::cast_slice_mut(group));
+            }
+        });
+    }
 }
 
-/// Copies a row out of a home, in which every `STEP` elements begin with the next `UNIT` of the row. Sizes that the compiler
-/// knows are what makes this quick.
-fn leave<E: Element, const UNIT: usize, const STEP: usize>(from: &[E], row: &mut [u8]) {
-    let units = row.chunks_exact_mut(UNIT * size_of::<E>());
-    for (out, unit) in units.zip(from.chunks(STEP)) {
-        for (out, element) in out.chunks_exact_mut(size_of::<E>()).zip(&unit[..UNIT]) {
-            element.put(out);
+/// The keys and the values of every home of these blocks, in canonical order.
+#[inline(always)]
+fn for_each_home<E: Element>(
+    shape: &Shape,
+    layers: &mut [Shared<E>],
+    blocks: &[BlockId],
+    mut visit: impl FnMut(&mut [E], &mut [E]),
+) {
+    for layer in layers {
+        for head in 0..shape.n_kv_heads {
+            for block in blocks {
+                let home = &mut layer.all()[shape.home(block.0, head)];
+                let (keys, values) = home.split_at_mut(shape.values_at());
+                visit(keys, values);
+            }
         }
     }
 }
 
-/// As [`leave`], back.
-fn come<E: Element, const UNIT: usize, const STEP: usize>(row: &[u8], to: &mut [E]) {
-    let units = row.chunks_exact(UNIT * size_of::<E>());
-    for (data, unit) in units.zip(to.chunks_mut(STEP)) {
-        for (data, element) in data.chunks_exact(size_of::<E>()).zip(&mut unit[..UNIT]) {
-            *element = E::get(data);
+/// Takes the rows of sixteen slots out of a tile, in which they lie unit by unit. Units whose size the compiler knows are what
+/// makes this quick.
+#[inline(always)]
+fn gather<const UNIT: usize>(tile: &[u8], rows: &mut [u8], row: usize) {
+    let (tile, _) = tile.as_chunks::<UNIT>();
+    for (slot, row) in rows.chunks_exact_mut(row).enumerate() {
+        let (row, _) = row.as_chunks_mut::<UNIT>();
+        for (out, units) in row.iter_mut().zip(tile.as_chunks::<SLOTS>().0) {
+            *out = units[slot];
+        }
+    }
+}
+
+/// As [`gather`], back.
+#[inline(always)]
+fn scatter<const UNIT: usize>(rows: &[u8], row: usize, tile: &mut [u8]) {
+    let (tile, _) = tile.as_chunks_mut::<UNIT>();
+    for (slot, row) in rows.chunks_exact(row).enumerate() {
+        let (row, _) = row.as_chunks::<UNIT>();
+        for (data, units) in row.iter().zip(tile.as_chunks_mut::<SLOTS>().0) {
+            units[slot] = *data;
         }
     }
 }
@@ -315,28 +441,6 @@ impl Places {
     #[inline(always)]
     fn of<E: Element>(self) -> impl Iterator<Item = usize> {
         (0..).map(move |d| self.first + d / E::PAIR * self.step + d % E::PAIR * self.second)
-    }
-}
-
-/// Every slot's key or value in these blocks, in canonical order; `visit` sees its home from its first element on.
-fn each_row<E: Element>(
-    shape: &Shape,
-    layers: &mut [Shared<E>],
-    blocks: &[BlockId],
-    mut visit: impl FnMut(&mut [E], Kind),
-) {
-    for layer in layers {
-        for head in 0..shape.n_kv_heads {
-            for block in blocks {
-                let home = &mut layer.all()[shape.home(block.0, head)];
-                for slot in 0..shape.block_size {
-                    visit(&mut home[shape.key(E::PAIR, slot, 0)..], Kind::Key);
-                }
-                for slot in 0..shape.block_size {
-                    visit(&mut home[shape.value(E::PAIR, slot, 0)..], Kind::Value);
-                }
-            }
-        }
     }
 }
 
@@ -395,9 +499,9 @@ mod tests {
                             for i in 0..32 * 20 {
                                 let found = elements.next().unwrap();
                                 let found = match dtype {
-                                    DType::F32 => <f32 as Element>::get(found),
-                                    DType::Fp8E4M3 => fp8::value(<u8 as Element>::get(found)),
-                                    _ => bf16::from_bits(<u16 as Element>::get(found)).to_f32(),
+                                    DType::F32 => f32::from_le_bytes(found.try_into().unwrap()),
+                                    DType::Fp8E4M3 => fp8::value(found[0]),
+                                    _ => bf16::from_le_bytes(found.try_into().unwrap()).to_f32(),
                                 };
                                 let mark = mark(layer, head, block, kv, i / 20, i % 20);
                                 let kept = match dtype {
