@@ -1,5 +1,6 @@
 //! The command line: every subcommand, flag and default in one place.
 
+use baton_engine::Beside;
 use baton_sidecar::{Ignored, Settings};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::net::IpAddr;
@@ -91,7 +92,8 @@ pub(crate) struct Serve {
     #[arg(long, default_value_t = 512, value_parser = token_count)]
     pub max_num_batched_tokens: usize,
     /// Most prompt tokens in a step that generates as well: fewer keep answers flowing beside long prompts, more finish
-    /// the prompts sooner. Default: 7 on the cpu, elsewhere as many as fit.
+    /// the prompts sooner. Default: on the cpu as many as let steps take at most 1.8 times as long as without, elsewhere as
+    /// many as fit.
     #[arg(long, value_name = "TOKENS", value_parser = token_count)]
     pub max_prefill_beside_decode: Option<usize>,
     /// Tokens in a KV block.
@@ -223,7 +225,8 @@ pub(crate) struct Compile {
     #[arg(long, default_value_t = 512, value_parser = token_count)]
     pub max_num_batched_tokens: usize,
     /// Most prompt tokens in a step that generates as well: fewer keep answers flowing beside long prompts, more finish
-    /// the prompts sooner. Default: 7 on the cpu, elsewhere as many as fit.
+    /// the prompts sooner. Default: on the cpu as many as let steps take at most 1.8 times as long as without, elsewhere as
+    /// many as fit.
     #[arg(long, value_name = "TOKENS", value_parser = token_count)]
     pub max_prefill_beside_decode: Option<usize>,
     /// Tokens in a KV block.
@@ -272,15 +275,18 @@ pub(crate) enum KvDtype {
     Fp8,
 }
 
+/// How many times as long as its answers alone a step may take with a prompt beside them, on a CPU.
+const STRETCH: f64 = 1.8;
+
 impl Serve {
-    /// Prompt tokens that a step takes beside decodes. On a CPU seven, which the products of
-    /// one decode take along in the same eight rows, cost less than the reading of the weights.
-    pub(crate) fn prefill_beside_decode(&self) -> usize {
+    /// Prompt tokens that a step takes beside decodes. On a CPU computing them is what takes time, elsewhere a step is.
+    pub(crate) fn prefill_beside_decode(&self) -> Beside {
         let default = match self.device {
-            Device::Cpu => 7,
-            _ => self.max_num_batched_tokens,
+            Device::Cpu => Beside::Stretch(STRETCH),
+            _ => Beside::Tokens(self.max_num_batched_tokens),
         };
-        self.max_prefill_beside_decode.unwrap_or(default)
+        self.max_prefill_beside_decode
+            .map_or(default, Beside::Tokens)
     }
 
     /// Tokens at the end of a prompt whose KV leaves that are computed alone. On a CPU a step of so few takes no longer a

@@ -8,6 +8,7 @@ mod commit;
 mod plan;
 
 use crate::block_pool::BlockPool;
+use crate::pace::Pace;
 use crate::sequence::Sequence;
 use crate::{
     Batch, Handover, NewSequence, Runner, RunnerError, RunnerSpec, Sampled, SeqId, Stats,
@@ -15,6 +16,7 @@ use crate::{
 };
 use baton_kv::{BlockHasher, BlockId};
 use std::collections::VecDeque;
+use std::time::Duration;
 
 /// Limits of one engine.
 #[derive(Clone, Debug)]
@@ -23,9 +25,9 @@ pub struct EngineConfig {
     pub max_num_seqs: usize,
     /// Most tokens in one step.
     pub max_num_batched_tokens: usize,
-    /// Most prompt tokens in a step that decodes as well. Small values keep answers flowing while long prompts are
-    /// computed, which then takes longer; at least 1.
-    pub prefill_beside_decode: usize,
+    /// Prompt tokens in a step that decodes as well. Few keep answers flowing while long prompts are computed, which then
+    /// takes longer.
+    pub prefill_beside_decode: Beside,
     /// The end of a prompt whose KV leaves, in tokens, that a step computes alone: all before it travels meanwhile, and
     /// little is left to wait for. 0 where small steps are dear.
     pub export_tail: usize,
@@ -35,6 +37,16 @@ pub struct EngineConfig {
     pub prefix_caching: PrefixCaching,
     /// Seed of the block hashes' chain; equal on servers whose hashes are compared.
     pub hash_seed: String,
+}
+
+/// How many prompt tokens a step takes beside decodes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Beside {
+    /// At most so many, and at least 1.
+    Tokens(usize),
+    /// As many as let steps take so many times as long as without them, on average; more than 1. Whoever runs the steps
+    /// tells [how long each took](Engine::took).
+    Stretch(f64),
 }
 
 /// Whether prompts share blocks.
@@ -93,6 +105,9 @@ pub enum EngineError {
         "sequences, batch, tokens (also beside decodes) and chunk of a step, and bytes of a block, must be at least 1"
     )]
     Zero,
+    /// Prompts would never be computed beside decodes.
+    #[error("a step with prompts must be allowed more time than its decodes take alone")]
+    Stretch,
 }
 
 /// Why a sequence ended.
@@ -176,6 +191,10 @@ pub struct Engine {
     output: StepOutput,
     /// Index into `running` of each row.
     rows: Vec<usize>,
+    /// Rows of the batch that are decodes.
+    n_decodes: usize,
+    /// Present if prompts are to be paced.
+    pace: Option<Pace>,
     stats: Stats,
 }
 
@@ -190,13 +209,20 @@ impl Engine {
         }
         if cfg.max_num_seqs == 0
             || cfg.max_num_batched_tokens == 0
-            || cfg.prefill_beside_decode == 0
+            || cfg.prefill_beside_decode == Beside::Tokens(0)
             || spec.layout.block_bytes() == 0
             || spec.max_chunk == 0
             || spec.max_batch == 0
         {
             return Err(EngineError::Zero);
         }
+        let pace = match cfg.prefill_beside_decode {
+            Beside::Tokens(_) => None,
+            Beside::Stretch(stretch) if stretch > 1.0 => {
+                Some(Pace::new(stretch, cfg.max_num_seqs.min(spec.max_batch)))
+            }
+            Beside::Stretch(_) => return Err(EngineError::Stretch),
+        };
         let stats = Stats {
             blocks_total: spec.n_blocks - 1,
             ..Stats::default()
@@ -210,6 +236,8 @@ impl Engine {
             batch: Batch::default(),
             output: StepOutput::default(),
             rows: Vec::new(),
+            n_decodes: 0,
+            pace,
             runner,
             spec,
             cfg,
@@ -387,6 +415,14 @@ impl Engine {
         }
         self.commit(events)?;
         Ok(Progress::Worked)
+    }
+
+    /// Takes how long the last step took, by its caller's clock.
+    pub fn took(&mut self, time: Duration) {
+        let (n_decodes, n_tokens) = (self.n_decodes, self.batch.tokens.len());
+        if let Some(pace) = &mut self.pace {
+            pace.took(n_decodes, n_tokens, time.as_secs_f64());
+        }
     }
 
     /// A snapshot of the counters.

@@ -7,14 +7,15 @@
 mod block_pool;
 mod engine;
 mod logprobs;
+mod pace;
 mod runner;
 mod sampling;
 mod sequence;
 mod stats;
 
 pub use engine::{
-    AdmitError, Engine, EngineConfig, EngineError, Event, FinishReason, PrefixCaching, Progress,
-    Then,
+    AdmitError, Beside, Engine, EngineConfig, EngineError, Event, FinishReason, PrefixCaching,
+    Progress, Then,
 };
 pub use runner::{Batch, Row, Runner, RunnerError, RunnerSpec, Sampled, StepOutput, TokenLogprobs};
 pub use sampling::Sampling;

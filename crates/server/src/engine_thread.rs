@@ -113,7 +113,9 @@ impl Driver {
                 }
             }
             self.end_what_nobody_wants();
+            let begun = Instant::now();
             let progress = self.engine.step(&mut events)?;
+            self.engine.took(begun.elapsed());
             self.publish(&mut events)?;
             self.measure();
             if progress == Progress::Idle {

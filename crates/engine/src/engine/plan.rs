@@ -1,6 +1,6 @@
 //! Who runs in the next step, and on which blocks. Fills the batch; nothing is computed yet.
 
-use super::{Engine, PrefixCaching};
+use super::{Beside, Engine, PrefixCaching};
 use crate::sequence::Sequence;
 use crate::{Event, Handover, Row};
 
@@ -19,8 +19,9 @@ impl Engine {
                 self.schedule(i, &mut budget);
             }
         }
-        if !self.rows.is_empty() {
-            budget = budget.min(self.cfg.prefill_beside_decode);
+        self.n_decodes = self.rows.len();
+        if self.n_decodes > 0 {
+            budget = budget.min(self.beside(self.n_decodes));
         }
         if self.schedule_tails(&mut budget) {
             return;
@@ -31,6 +32,14 @@ impl Engine {
             }
         }
         self.admit(&mut budget, events);
+    }
+
+    /// Prompt tokens that the step may take beside so many decodes; perhaps none this time.
+    fn beside(&self, n_decodes: usize) -> usize {
+        match (self.cfg.prefill_beside_decode, &self.pace) {
+            (Beside::Tokens(n), _) => n,
+            (Beside::Stretch(_), pace) => pace.as_ref().map_or(1, |pace| pace.tokens(n_decodes)),
+        }
     }
 
     /// Gives every decode the block its next token needs, taking from the youngest sequences when the pool is dry.

@@ -2,7 +2,7 @@
 
 use crate::support::{Shape, alone, kv_of, sequence};
 use baton_engine::{
-    AdmitError, Engine, EngineError, Event, Handover, NewSequence, Progress, SeqId, Then,
+    AdmitError, Beside, Engine, EngineError, Event, Handover, NewSequence, Progress, SeqId, Then,
 };
 
 const SHAPE: Shape = Shape::LARGE_BLOCKS;
@@ -205,6 +205,11 @@ fn an_engine_that_could_never_run_anything_is_not_built() {
     ];
     for shape in shapes {
         assert_eq!(build(shape.clone()), Err(EngineError::Zero), "{shape:?}");
+    }
+    let beside = |beside| build(Shape { beside, ..SHAPE });
+    assert_eq!(beside(Beside::Tokens(0)), Err(EngineError::Zero));
+    for stretch in [0.5, 1.0, f64::NAN] {
+        assert_eq!(beside(Beside::Stretch(stretch)), Err(EngineError::Stretch));
     }
     let none = Shape { blocks: 0, ..SHAPE };
     assert_eq!(build(none), Err(EngineError::NoBlocks { n_blocks: 1 }));

@@ -6,6 +6,7 @@
 )]
 
 mod handover;
+mod paced;
 mod random;
 mod scenarios;
 mod support;

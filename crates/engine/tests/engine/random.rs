@@ -2,7 +2,7 @@
 //! the device and the driver in `support`; here: that all ends, and that nothing is left behind.
 
 use crate::support::{Driver, Shape, sequence};
-use baton_engine::{Handover, NewSequence, PrefixCaching, Progress, SeqId};
+use baton_engine::{Beside, Handover, NewSequence, PrefixCaching, Progress, SeqId};
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -95,7 +95,10 @@ fn any_shape() -> impl Strategy<Value = Shape> {
             rows,
             tokens,
             // As odd as any other number.
-            beside: 1 + tokens / 2,
+            beside: match chunk % 2 {
+                0 => Beside::Stretch(1.5),
+                _ => Beside::Tokens(1 + tokens / 2),
+            },
             tail: chunk / 3,
             chunk,
             len,

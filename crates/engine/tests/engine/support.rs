@@ -2,13 +2,14 @@
 //! over. Any sequence's answer is compared with that of the same sequence alone in a fresh engine.
 
 use baton_engine::{
-    Batch, Engine, EngineConfig, Event, FinishReason, Handover, Limits, NewSequence, PrefixCaching,
-    Progress, Runner, RunnerError, RunnerSpec, Sampling, SeqId, StepOutput, Then,
+    Batch, Beside, Engine, EngineConfig, Event, FinishReason, Handover, Limits, NewSequence,
+    PrefixCaching, Progress, Runner, RunnerError, RunnerSpec, Sampling, SeqId, StepOutput, Then,
 };
 use baton_kv::{BlockId, DType, KvLayout};
 use baton_sim::{SimConfig, SimRunner};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// An engine and its device in numbers.
 #[derive(Clone, Debug)]
@@ -20,7 +21,7 @@ pub(crate) struct Shape {
     pub(crate) rows: usize,
     pub(crate) tokens: usize,
     /// Prompt tokens beside decodes.
-    pub(crate) beside: usize,
+    pub(crate) beside: Beside,
     /// Of prompts that leave.
     pub(crate) tail: usize,
     pub(crate) chunk: usize,
@@ -48,7 +49,7 @@ impl Shape {
         seqs: 8,
         rows: 8,
         tokens: 64,
-        beside: 64,
+        beside: Beside::Tokens(64),
         tail: 0,
         chunk: 64,
         len: 256,
@@ -281,6 +282,8 @@ impl Driver {
         self.seen.lock().unwrap().clear();
         let mut events = Vec::new();
         let progress = self.engine.step(&mut events).unwrap();
+        let n_tokens = self.engine.stats().last_iteration_tokens;
+        self.engine.took(step_time(n_tokens));
         for event in &events {
             self.note(event);
         }
@@ -393,6 +396,11 @@ impl Driver {
             "{stats:?}"
         );
     }
+}
+
+/// What a step of so many tokens takes, of a device that computes four together.
+pub(crate) fn step_time(n_tokens: u32) -> Duration {
+    Duration::from_millis(2 + u64::from(n_tokens.div_ceil(4)))
 }
 
 /// What a sequence answers when it has a fresh engine for itself and computes everything.

@@ -5,7 +5,9 @@
 //! four of its prompt having been cached. Answers are compared with those of each sequence alone.
 
 use crate::support::{Driver, Shape, sequence};
-use baton_engine::{Event, FinishReason, Handover, NewSequence, PrefixCaching, Progress, SeqId};
+use baton_engine::{
+    Beside, Event, FinishReason, Handover, NewSequence, PrefixCaching, Progress, SeqId,
+};
 use std::collections::BTreeMap;
 
 pub(crate) fn check(transcript: &str) {
@@ -49,7 +51,7 @@ fn shape(words: &[&str]) -> Shape {
             "size" => shape.block_size = value,
             "seqs" => shape.seqs = n,
             "tokens" => shape.tokens = n,
-            "beside" => shape.beside = n,
+            "beside" => shape.beside = Beside::Tokens(n),
             "tail" => shape.tail = n,
             "chunk" => shape.chunk = n,
             "len" => shape.len = n,

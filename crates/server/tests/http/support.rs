@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use baton_engine::{EngineConfig, PrefixCaching};
+use baton_engine::{Beside, EngineConfig, PrefixCaching};
 use baton_http::Client;
 use baton_kv_transfer::{KvClient, KvClientConfig, KvServer, KvServerConfig, Secret};
 use baton_server::{GenerationDefaults, ModelCard, Parts, Role, ServerConfig, ServerError};
@@ -184,7 +184,7 @@ impl Setup {
         let parts = Parts {
             runner: Box::new(runner),
             engine: EngineConfig {
-                prefill_beside_decode: usize::MAX,
+                prefill_beside_decode: Beside::Tokens(usize::MAX),
                 export_tail: 16,
                 max_num_seqs: self.max_num_seqs,
                 max_num_batched_tokens: 256,
