@@ -11,7 +11,7 @@ mod profiles;
 mod supply;
 
 pub use fields::Note;
-pub use flow::{Band, Fairness, FlowControl, Ordering, UsageLimit};
+pub use flow::FlowControl;
 pub use supply::{Attribute, DataLayer, Engines, FileDiscovery, MetricsSource, Parser, Tokens};
 
 use crate::{Approximate, Detector, Plan, Session, Shedding};

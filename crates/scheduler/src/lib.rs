@@ -10,6 +10,7 @@ pub mod config;
 mod endpoint;
 pub mod engines;
 mod filter;
+pub mod flow;
 mod picker;
 mod plan;
 mod policy;

@@ -3,86 +3,18 @@
 use super::fields::Fields;
 use super::plugins::{Is, Plugins};
 use crate::Detector;
+use crate::flow::{BandConfig, FlowConfig};
 use std::time::Duration;
 
 /// How requests queue before they are scheduled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FlowControl {
-    /// Most bytes of bodies that wait, all bands together.
-    pub max_bytes: Option<u64>,
-    /// Most requests that wait, all bands together.
-    pub max_requests: Option<u64>,
-    /// How long a request may wait; `None` for as long as its client does.
-    pub ttl: Option<Duration>,
-    /// How long a request may wait while there are no servers.
-    pub no_endpoint_ttl: Duration,
-    /// Bounds and policies of priorities that are not listed.
-    pub template: Band,
-    /// The same for priorities below 0, if they differ.
-    pub negative_template: Option<Band>,
-    /// Bounds and policies of some priorities.
-    pub bands: Vec<(i32, Band)>,
-    /// Up to which saturation each band is let through.
-    pub usage_limit: UsageLimit,
+    /// How the queue is divided and bounded.
+    pub queue: FlowConfig,
     /// Whether requests under way are ended for more important ones.
     pub eviction: bool,
     /// When servers count as busy.
     pub detector: Detector,
-}
-
-/// What holds for one priority.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Band {
-    /// Most bytes of bodies that wait.
-    pub max_bytes: u64,
-    /// Most requests that wait.
-    pub max_requests: u64,
-    /// Whose turn it is.
-    pub fairness: Fairness,
-    /// Which request of a tenant comes first.
-    pub ordering: Ordering,
-}
-
-/// Which tenant's turn it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fairness {
-    /// Whoever has the request that the ordering puts first.
-    GlobalStrict,
-    /// Each in turn.
-    RoundRobin,
-    /// Whoever got the fewest tokens.
-    ProgramAware,
-}
-
-/// Which request comes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ordering {
-    /// The one that came first.
-    Arrival,
-    /// The one whose time runs out first.
-    Deadline,
-    /// The one whose promised time to first token comes first.
-    SloDeadline,
-}
-
-/// Up to which saturation requests are let through.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum UsageLimit {
-    /// The same for all priorities.
-    Static(f64),
-    /// Less for lower priorities, the more the busier servers are, opened now and then.
-    SoftReflective,
-}
-
-impl Default for Band {
-    fn default() -> Self {
-        Self {
-            max_bytes: 1_000_000_000,
-            max_requests: 5000,
-            fairness: Fairness::GlobalStrict,
-            ordering: Ordering::Arrival,
-        }
-    }
 }
 
 /// Reads the section; `detector` is what it or the rest of the configuration names.
@@ -95,7 +27,9 @@ pub(super) fn read(
     let max_requests = fields.quantity_if("maxRequests");
     let ttl = fields.duration("defaultRequestTTL", Duration::from_secs(60));
     let no_endpoint_ttl = fields.duration("noEndpointRequestTTL", Duration::from_secs(60));
-    let template = fields.inside("defaultPriorityBand", |f| band(f, plugins, Band::default()));
+    let template = fields.inside("defaultPriorityBand", |f| {
+        band(f, plugins, BandConfig::default())
+    });
     let negative_template = fields.has("defaultNegativePriorityBand").then(|| {
         fields.inside("defaultNegativePriorityBand", |f| {
             band(f, plugins, template)
@@ -134,20 +68,23 @@ pub(super) fn read(
         );
     }
     FlowControl {
-        max_bytes,
-        max_requests,
-        ttl: Some(ttl).filter(|ttl| !ttl.is_zero()),
-        no_endpoint_ttl,
-        template,
-        negative_template,
-        bands,
-        usage_limit: usage_limit.flatten().unwrap_or(UsageLimit::Static(1.0)),
+        queue: FlowConfig {
+            max_bytes,
+            max_requests,
+            default_ttl: Some(ttl).filter(|ttl| !ttl.is_zero()),
+            no_endpoint_ttl: Some(no_endpoint_ttl),
+            template,
+            negative_template,
+            bands,
+            ceiling: usage_limit.flatten().unwrap_or(1.0),
+            ..FlowConfig::default()
+        },
         eviction: fields.flag("enableEviction", false),
         detector,
     }
 }
 
-fn band(fields: &mut Fields<'_, '_>, plugins: &Plugins, base: Band) -> Band {
+fn band(fields: &mut Fields<'_, '_>, plugins: &Plugins, base: BandConfig) -> BandConfig {
     // In templates it means nothing; upstream lets it stand.
     if fields.place.ends_with("Band") {
         fields.ignored("priority", "a template is for every priority");
@@ -169,7 +106,7 @@ fn band(fields: &mut Fields<'_, '_>, plugins: &Plugins, base: Band) -> Band {
             base.ordering
         }
     };
-    Band {
+    BandConfig {
         max_bytes: unless_zero(fields.quantity_if("maxBytes"), base.max_bytes),
         max_requests: unless_zero(fields.quantity_if("maxRequests"), base.max_requests),
         fairness,

@@ -2,8 +2,8 @@
 
 use super::decide::{self, HandlerSpec};
 use super::fields::{Fields, Notes, did_you_mean, object};
-use super::flow::{Fairness, Ordering, UsageLimit};
 use super::supply::{self, Parser, Supplies};
+use crate::flow::{Fairness, Ordering};
 use crate::{Decider, Detector, Filter, Picker, Scorer};
 use serde_json::{Value, json};
 
@@ -32,7 +32,8 @@ pub(super) enum Is {
     Discovery,
     Fairness(Fairness),
     Ordering(Ordering),
-    UsageLimit(UsageLimit),
+    /// The saturation from which on nothing is let through.
+    UsageLimit(f64),
     /// Something that acts, if at all, wherever it is listed.
     Quiet,
 }
@@ -117,9 +118,9 @@ pub(super) const TYPES: &[(&str, Read)] = &[
     ("slo-deadline-ordering-policy", supply::slo_deadline),
     ("global-strict-fairness-policy", supply::global_strict),
     ("round-robin-fairness-policy", supply::round_robin),
-    ("program-aware-fairness", supply::program_aware),
+    ("program-aware-fairness", supply::by_tokens),
+    ("token-fairness-policy", supply::by_tokens),
     ("static-usage-limit-policy", supply::static_limit),
-    ("soft-reflective-ceiling-policy", supply::soft_reflective),
     ("sheddable-eviction-filter", supply::quiet),
     ("priority-then-time-eviction-order-policy", supply::quiet),
 ];
@@ -144,6 +145,7 @@ const EXPERIMENTS: &[&str] = &[
     "dcgm-extractor",
     "topology-extractor",
     "priority-holdback-policy",
+    "soft-reflective-ceiling-policy",
 ];
 
 /// All entries.

@@ -2,9 +2,9 @@
 //! they queue.
 
 use super::fields::Fields;
-use super::flow::{Fairness, Ordering, UsageLimit};
 use super::plugins::Is;
 use crate::engines::{CacheInfo, EngineMetrics, MetricSpec};
+use crate::flow::{Fairness, Ordering};
 use crate::{Approximate, Events, InFlight, Precise, Scorer, SessionStrategy, Shedding, Source};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -657,14 +657,10 @@ pub(super) fn round_robin(_: &mut Fields<'_, '_>, _: &mut Supplies) -> Is {
     Is::Fairness(Fairness::RoundRobin)
 }
 
-pub(super) fn program_aware(_: &mut Fields<'_, '_>, _: &mut Supplies) -> Is {
-    Is::Fairness(Fairness::ProgramAware)
+pub(super) fn by_tokens(_: &mut Fields<'_, '_>, _: &mut Supplies) -> Is {
+    Is::Fairness(Fairness::Tokens)
 }
 
 pub(super) fn static_limit(f: &mut Fields<'_, '_>, _: &mut Supplies) -> Is {
-    Is::UsageLimit(UsageLimit::Static(f.number("threshold", 1.0, (0.0, 1e9))))
-}
-
-pub(super) fn soft_reflective(_: &mut Fields<'_, '_>, _: &mut Supplies) -> Is {
-    Is::UsageLimit(UsageLimit::SoftReflective)
+    Is::UsageLimit(f.number("threshold", 1.0, (0.0, 1e9)))
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::engines::CacheInfo;
+use crate::flow::Fairness;
 use crate::{
     Decider, Filter, Handler, Picking, Roles, Scorer, SessionStrategy, Source, StageOrder, Stages,
 };
@@ -188,7 +189,8 @@ fn queues_are_described() {
     let config = loaded(FILES[5]);
     assert_eq!(warnings(&config), [""; 0]);
     let flow = config.flow_control.unwrap();
-    assert_eq!(flow.ttl, Some(Duration::from_secs(30)));
+    let flow = flow.queue;
+    assert_eq!(flow.default_ttl, Some(Duration::from_secs(30)));
     let band = |i: usize| {
         (
             flow.bands[i].0,
@@ -197,13 +199,13 @@ fn queues_are_described() {
         )
     };
     assert_eq!(band(0), (0, 2000, Fairness::RoundRobin));
-    assert_eq!(band(1), (-10, 500, Fairness::GlobalStrict));
+    assert_eq!(band(1), (-10, 500, Fairness::RoundRobin));
     assert_eq!(flow.bands[0].1.max_bytes, 1_000_000_000);
     assert_eq!(config.data.stale_after, Some(Duration::from_millis(200)));
     let off = loaded(&FILES[5].replace("[flowControl]", "[flowControl=false]"));
     assert!(off.flow_control.is_none());
     let endless = loaded(&FILES[5].replace("30s", "0s")).flow_control.unwrap();
-    assert_eq!(endless.ttl, None);
+    assert_eq!(endless.queue.default_ttl, None);
 }
 
 #[test]

@@ -1,0 +1,175 @@
+//! Which requests that are being answered are given up, so that others of higher priority can go.
+//!
+//! Only sheddable requests, those of priority below 0, are given up: the lowest priority first, of equals the newest,
+//! which has lost least. At most two at a time, and not before the room that the last ones leave had time to be seen.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Most requests given up at a time.
+const AT_ONCE: usize = 2;
+/// Least time between two decisions.
+const GRACE: Duration = Duration::from_millis(500);
+/// How long the end of a request is waited for before others are given up.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A request that is being answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Running {
+    priority: i32,
+    started: Reverse<Duration>,
+    id: u64,
+}
+
+impl Running {
+    /// A request of `priority` that began to be answered at `started`. No two have the same `id`.
+    #[must_use]
+    pub fn new(id: u64, priority: i32, started: Duration) -> Self {
+        Self {
+            priority,
+            started: Reverse(started),
+            id,
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+/// Chooses whom to give up.
+#[derive(Debug, Default)]
+pub struct Evictor {
+    sheddable: BTreeSet<Running>,
+    /// Those that were told to end and have not ended yet.
+    ending: Vec<Running>,
+    decided: Option<Duration>,
+}
+
+impl Evictor {
+    /// A request begins to be answered.
+    pub fn started(&mut self, running: Running) {
+        if running.priority < 0 {
+            self.sheddable.insert(running);
+        }
+    }
+
+    /// It has ended, for whatever reason.
+    pub fn ended(&mut self, running: &Running) {
+        self.sheddable.remove(running);
+        self.ending.retain(|r| r != running);
+    }
+
+    /// Requests that may be given up.
+    #[must_use]
+    pub fn sheddable(&self) -> usize {
+        self.sheddable.len()
+    }
+
+    /// Whom to give up now that requests of priority `blocked` wait, servers being at `saturation` with `in_flight`
+    /// requests, and nothing let go from `ceiling` on. Each is named once.
+    pub fn victims(
+        &mut self,
+        now: Duration,
+        blocked: i32,
+        (saturation, ceiling): (f64, f64),
+        in_flight: u32,
+    ) -> impl Iterator<Item = Running> {
+        let n = if self.may_decide(now) {
+            wanted(saturation, ceiling, in_flight)
+        } else {
+            0
+        };
+        let mut chosen = [None; AT_ONCE];
+        for place in chosen.iter_mut().take(n) {
+            let lowest = self.sheddable.first().copied();
+            let Some(victim) = lowest.filter(|r| r.priority < blocked) else {
+                break;
+            };
+            self.sheddable.remove(&victim);
+            self.ending.push(victim);
+            self.decided = Some(now);
+            *place = Some(victim);
+        }
+        chosen.into_iter().flatten()
+    }
+
+    fn may_decide(&mut self, now: Duration) -> bool {
+        let Some(decided) = self.decided else {
+            return true;
+        };
+        let passed = now.saturating_sub(decided);
+        if passed >= PATIENCE {
+            // They do not end: what they hold is not coming back soon.
+            self.ending.clear();
+        }
+        passed >= GRACE && self.ending.is_empty()
+    }
+}
+
+/// How many requests have to go until there is room, each leaving an equal part.
+fn wanted(saturation: f64, ceiling: f64, in_flight: u32) -> usize {
+    let each = saturation / f64::from(in_flight.max(1));
+    let excess = saturation - ceiling;
+    if !(excess >= 0.0 && each > 0.0) {
+        return 0;
+    }
+    // At the ceiling itself one has to go.
+    ((excess / each).ceil() as usize).clamp(1, AT_ONCE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn evictor(running: &[(u64, i32, u32)]) -> Evictor {
+        let mut evictor = Evictor::default();
+        for &(id, priority, started) in running {
+            evictor.started(Running::new(id, priority, started * MS));
+        }
+        evictor
+    }
+
+    fn victims(e: &mut Evictor, now: u32, blocked: i32, saturation: f64) -> Vec<u64> {
+        e.victims(now * MS, blocked, (saturation, 1.0), 10)
+            .map(|r| r.id())
+            .collect()
+    }
+
+    #[test]
+    fn the_lowest_and_of_equals_the_newest_goes_first() {
+        let mut e = evictor(&[(1, -1, 5), (2, -2, 3), (3, -2, 4), (4, 0, 9), (5, 3, 9)]);
+        assert_eq!(e.sheddable(), 3);
+        assert_eq!(victims(&mut e, 10, 0, 1.5), [3, 2]);
+    }
+
+    #[test]
+    fn nobody_goes_for_an_equal_or_without_need() {
+        let mut e = evictor(&[(1, -1, 5)]);
+        assert_eq!(victims(&mut e, 10, -1, 2.0), [0; 0]);
+        assert_eq!(victims(&mut e, 10, -5, 2.0), [0; 0]);
+        assert_eq!(victims(&mut e, 10, 0, 0.9), [0; 0]);
+        assert_eq!(victims(&mut e, 10, 0, f64::NAN), [0; 0]);
+        assert_eq!(victims(&mut e, 10, 0, 1.0), [1]);
+    }
+
+    #[test]
+    fn one_after_another_with_time_to_see_what_it_brought() {
+        let mut e = evictor(&[(1, -1, 5), (2, -1, 6), (3, -1, 7), (4, -1, 8)]);
+        assert_eq!(victims(&mut e, 10, 0, 1.05), [4]);
+        assert_eq!(victims(&mut e, 509, 0, 1.05), [0; 0]);
+        // It has not ended.
+        assert_eq!(victims(&mut e, 510, 0, 1.05), [0; 0]);
+        e.ended(&Running::new(4, -1, 8 * MS));
+        assert_eq!(victims(&mut e, 511, 0, 1.15), [3, 2]);
+        e.ended(&Running::new(3, -1, 7 * MS));
+        assert_eq!(victims(&mut e, 5_000, 0, 1.05), [0; 0]);
+        // The other one does not end at all.
+        assert_eq!(victims(&mut e, 10_511, 0, 1.05), [1]);
+    }
+}
