@@ -21,6 +21,7 @@ impl Heap {
         self.entries.len()
     }
 
+    #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
