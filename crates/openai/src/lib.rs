@@ -1,4 +1,5 @@
-//! OpenAI's API as vLLM 0.32 speaks it: requests, responses, stream chunks, errors.
+//! OpenAI's API as vLLM 0.32 speaks it: requests, responses, stream chunks, errors; and [`facts`], what routers need to
+//! know of requests that they pass on.
 //!
 //! Plain data and pure functions. What a request *means* (defaults, limits, what is refused) is the server's matter;
 //! here is only what it *says*. Requests are read as leniently as vLLM reads them (numbers in strings, unknown fields
@@ -8,6 +9,7 @@
 mod chat;
 mod completion;
 mod error;
+pub mod facts;
 mod lax;
 mod logprobs;
 mod models;
