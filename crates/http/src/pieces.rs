@@ -4,6 +4,7 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -28,6 +29,39 @@ impl Pieces {
     pub fn append(&mut self, other: Self) {
         self.len += other.len;
         self.pieces.extend(other.pieces);
+    }
+
+    /// The same text with stretches of it replaced, each by something else. They are places in this text, in order, and
+    /// do not overlap. What is not replaced is not copied.
+    #[must_use]
+    pub fn replaced(mut self, edits: impl IntoIterator<Item = (Range<usize>, Bytes)>) -> Self {
+        let (mut out, mut at) = (Self::default(), 0);
+        for (span, new) in edits {
+            out.append(self.split_to(span.start.saturating_sub(at)));
+            self.split_to(span.len());
+            out.push(new);
+            at = span.end;
+        }
+        out.append(self);
+        out
+    }
+
+    /// Takes `n` bytes from the front, or all there are.
+    fn split_to(&mut self, mut n: usize) -> Self {
+        let mut taken = Self::default();
+        while n > 0 {
+            let Some(mut piece) = self.pieces.pop_front() else {
+                break;
+            };
+            let part = piece.split_to(n.min(piece.len()));
+            n -= part.len();
+            self.len -= part.len();
+            taken.push(part);
+            if !piece.is_empty() {
+                self.pieces.push_front(piece);
+            }
+        }
+        taken
     }
 
     /// Length of the whole, in bytes.
@@ -99,5 +133,33 @@ mod tests {
         assert_eq!(text.clone().into_bytes(), "abcde");
         assert_eq!(text.collect().await.unwrap().to_bytes(), "abcde");
         assert!(Pieces::default().is_empty() && Pieces::default().is_end_stream());
+    }
+
+    #[test]
+    fn stretches_are_replaced_wherever_the_pieces_end() {
+        let text = || {
+            let mut text = Pieces::from("012");
+            text.push("34567");
+            text.push("89");
+            text
+        };
+        let replaced = |edits: &[(Range<usize>, &'static str)]| {
+            let edits = edits
+                .iter()
+                .map(|(span, new)| (span.clone(), Bytes::from(*new)));
+            let replaced = text().replaced(edits);
+            let len = replaced.len();
+            let whole = replaced.into_bytes();
+            assert_eq!(len, whole.len());
+            String::from_utf8(whole.to_vec()).unwrap()
+        };
+        assert_eq!(replaced(&[]), "0123456789");
+        assert_eq!(
+            replaced(&[(0..1, "a"), (2..4, "bcd"), (9..10, "")]),
+            "a1bcd45678"
+        );
+        assert_eq!(replaced(&[(0..10, "x")]), "x");
+        assert_eq!(replaced(&[(3..3, "-"), (8..99, "!")]), "012-34567!");
+        assert_eq!(replaced(&[(50..60, "!")]), "0123456789!");
     }
 }
