@@ -1,7 +1,9 @@
 //! The configuration file of `baton gateway`, and what makes sense in it.
 
+use baton_fleet::{
+    Address, BoxError, EndpointSpec, EndpointsFile, FileError, ListError, ROLE_LABEL,
+};
 use baton_scheduler::{Policy, Role, Weights};
-use http::uri::Authority;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -124,24 +126,12 @@ pub enum ConfigError {
     /// A bound of zero.
     #[error("limits must be greater than zero")]
     Limits,
-    /// The endpoints file cannot be read.
-    #[error("cannot read endpoints file {path}")]
-    File {
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The endpoints file is no list of endpoints.
-    #[error("endpoints file {path}")]
-    Form {
-        /// Its path.
-        path: PathBuf,
-        /// Where and why.
-        #[source]
-        source: serde_json::Error,
-    },
+    /// No list comes of the endpoints file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The list does not make a fleet.
+    #[error(transparent)]
+    List(#[from] ListError),
     /// The system has no randomness to give.
     #[error("no randomness")]
     Random,
@@ -165,7 +155,7 @@ impl GatewayConfig {
     }
 
     /// Checks everything and returns the endpoints there are now.
-    pub(crate) fn resolve(&self) -> Result<Vec<EndpointConfig>, ConfigError> {
+    pub(crate) fn resolve(&self) -> Result<Vec<EndpointSpec>, ConfigError> {
         if self.endpoints.is_empty() == self.endpoints_file.is_none() {
             return Err(ConfigError::EndpointsOnceOnly);
         }
@@ -184,54 +174,52 @@ impl GatewayConfig {
         {
             return Err(ConfigError::Limits);
         }
-        self.read_endpoints()
+        match self.file() {
+            None => specs(&self.endpoints),
+            Some(file) => Ok(file.read()?),
+        }
     }
 
-    /// The endpoints there are now: the inline ones, or those of the file.
-    pub(crate) fn read_endpoints(&self) -> Result<Vec<EndpointConfig>, ConfigError> {
-        let endpoints = match &self.endpoints_file {
-            None => self.endpoints.clone(),
-            Some(path) => {
-                let text = std::fs::read(path).map_err(|source| ConfigError::File {
-                    path: path.clone(),
-                    source,
-                })?;
-                serde_json::from_slice(&text).map_err(|source| ConfigError::Form {
-                    path: path.clone(),
-                    source,
-                })?
-            }
-        };
-        check_endpoints(&endpoints)?;
-        Ok(endpoints)
+    /// The endpoints file, if there is one.
+    pub(crate) fn file(&self) -> Option<EndpointsFile> {
+        let path = self.endpoints_file.as_ref()?;
+        Some(EndpointsFile::new(path, read_list))
     }
 }
 
-pub(crate) fn check_endpoints(endpoints: &[EndpointConfig]) -> Result<(), ConfigError> {
+/// Reads an endpoints file.
+pub(crate) fn read_list(text: &[u8]) -> Result<Vec<EndpointSpec>, BoxError> {
+    let endpoints: Vec<EndpointConfig> = serde_json::from_slice(text)?;
+    Ok(specs(&endpoints)?)
+}
+
+/// The endpoints as the fleet knows them. An address is listed once; what stays at one address is the same endpoint.
+fn specs(endpoints: &[EndpointConfig]) -> Result<Vec<EndpointSpec>, ConfigError> {
     if endpoints.len() > MAX_ENDPOINTS {
         return Err(ConfigError::TooManyEndpoints);
     }
     let mut seen = BTreeSet::new();
-    for endpoint in endpoints {
-        endpoint.authority()?;
-        if !seen.insert(&endpoint.address) {
-            return Err(ConfigError::Duplicate(endpoint.address.clone()));
+    let specs = endpoints.iter().map(|endpoint| {
+        if seen.insert(&endpoint.address) {
+            endpoint.spec()
+        } else {
+            Err(ConfigError::Duplicate(endpoint.address.clone()))
         }
-    }
-    Ok(())
+    });
+    specs.collect()
 }
 
 impl EndpointConfig {
-    /// The address, as a URI has it.
-    pub(crate) fn authority(&self) -> Result<Authority, ConfigError> {
-        let wrong = || ConfigError::Address(self.address.clone());
-        let authority: Authority = self.address.parse().map_err(|_| wrong())?;
-        let whole = !authority.host().is_empty() && authority.port_u16().is_some_and(|p| p != 0);
-        if whole && !self.address.contains('@') {
-            Ok(authority)
-        } else {
-            Err(wrong())
-        }
+    fn spec(&self) -> Result<EndpointSpec, ConfigError> {
+        let address = Address::parse(&self.address).map_err(|e| ConfigError::Address(e.0))?;
+        let name = match &self.name {
+            Some(name) => format!("{name}@{address}"),
+            None => address.to_string(),
+        };
+        let mut spec = EndpointSpec::new(name, address);
+        spec.labels
+            .insert(ROLE_LABEL.to_owned(), self.role.name().to_owned());
+        Ok(spec)
     }
 }
 
@@ -239,7 +227,7 @@ impl EndpointConfig {
 mod tests {
     use super::*;
 
-    fn read(json: &str) -> Result<Vec<EndpointConfig>, String> {
+    fn read(json: &str) -> Result<Vec<EndpointSpec>, String> {
         let config: GatewayConfig = serde_json::from_str(json).map_err(|e| e.to_string())?;
         config.resolve().map_err(|e| e.to_string())
     }
@@ -251,10 +239,11 @@ mod tests {
         );
         let found = found.unwrap();
         assert_eq!(
-            (found[0].role, found[1].role),
+            (found[0].role(), found[1].role()),
             (Role::Decode, Role::Prefill)
         );
-        assert_eq!(found[1].name.as_deref(), Some("p"));
+        assert_eq!(found[0].name, "127.0.0.1:1");
+        assert_eq!(found[1].name, "p@[::1]:2");
     }
 
     #[test]

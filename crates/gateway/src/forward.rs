@@ -3,17 +3,17 @@
 //! As long as nothing of an answer has reached the client, a failed server is a reason to try the next. Answers that
 //! are not streamed are read whole before they are passed on, so that this includes a server that dies in the middle.
 
-use crate::desk::Route;
 use crate::events::{Ending, Events};
-use crate::facts::Facts;
-use crate::fleet::Flight;
 use crate::front::{Gateway, ResponseBody};
 use crate::metrics::{Retry, Timer};
 use crate::outgoing::Outgoing;
 use crate::refusal::Refusal;
+use baton_fleet::{Flight, Route};
 use baton_http::{BodyError, ClientError, collect, strip_hop_by_hop};
+use baton_openai::facts::Facts;
 use baton_openai::{ApiError, ErrorKind};
-use baton_scheduler::{EndpointId, Health, Unschedulable};
+use baton_scheduler::{EndpointId, Request, Unschedulable};
+use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::{Either, Full};
@@ -47,34 +47,47 @@ pub(crate) struct Journey {
     pub(crate) timer: Timer,
 }
 
-/// Answers `journey`, whose body says `facts`.
+/// Answers `journey`, whose body, as it came, says `facts`.
 pub(crate) async fn forward(
     gateway: &Gateway,
     journey: Journey,
-    facts: &Facts<'_>,
+    body: &Bytes,
+    facts: &Facts,
 ) -> Result<Response<ResponseBody>, Refusal> {
-    let prompt = gateway.desk.prompt(facts);
-    let model = facts.model.as_deref();
+    let body = [body];
+    let model = facts.model_name(&body);
+    let model = model.as_deref();
+    let text: Vec<&[u8]> = facts.prompt_slices(&body).collect();
+    let prompt = gateway
+        .fleet
+        .prompt(model.unwrap_or(""), &text, facts.tokens());
     let mut tried: Vec<EndpointId> = Vec::new();
     let mut failure = Err(Refusal::NoServer);
     while tried.len() < gateway.limits.max_tries {
-        let route = match gateway.desk.route(model, &prompt, &tried) {
+        let request = Request {
+            model,
+            avoid: &tried,
+            ..Request::new(&prompt)
+        };
+        let route = match gateway.fleet.route(&request) {
             Ok(route) => route,
             Err(Unschedulable::UnknownModel) => return Err(unknown_model(model, gateway)),
             Err(_) => break,
         };
         gateway.metrics.decided(&route.decision.prefill);
-        tracing::debug!(server = &*route.decode.name, decision = ?route.decision, "routed");
-        let (server, name) = (route.decision.decode, route.decode.name.clone());
-        tried.push(server);
+        tracing::debug!(server = route.decode.name(), decision = ?route.decision, "routed");
+        let server = route.decode.server().clone();
+        tried.push(server.id);
         let reason = match attempt(gateway, &journey.outgoing, route).await {
             Outcome::Stream(response, flight) => {
-                gateway.desk.answered(server, &prompt);
+                gateway.fleet.answered(&server, &prompt);
                 return Ok(stream(response, flight, journey));
             }
             Outcome::Whole(response) => {
-                if response.status().is_success() {
-                    gateway.desk.answered(server, &prompt);
+                match response.status() {
+                    status if status.is_success() => gateway.fleet.answered(&server, &prompt),
+                    StatusCode::INTERNAL_SERVER_ERROR => gateway.fleet.failed(&server),
+                    _ => {}
                 }
                 return Ok(response);
             }
@@ -84,12 +97,13 @@ pub(crate) async fn forward(
             }
             Outcome::Unreachable => Retry::Unreachable,
             Outcome::Lost => {
+                gateway.fleet.failed(&server);
                 failure = Err(Refusal::ServersFailed);
                 Retry::Lost
             }
         };
         gateway.metrics.retry(reason);
-        tracing::warn!(server = &*name, ?reason, "a try failed");
+        tracing::warn!(server = server.name(), ?reason, "a try failed");
     }
     failure
 }
@@ -98,8 +112,8 @@ async fn attempt(gateway: &Gateway, outgoing: &Outgoing, route: Route) -> Outcom
     let Route {
         decode, prefill, ..
     } = route;
-    let Some(request) = outgoing.request(&decode.authority, prefill.as_ref().map(|p| &p.authority))
-    else {
+    let prefiller = prefill.as_ref().map(|p| p.address.authority());
+    let Some(request) = outgoing.request(decode.address.authority(), prefiller) else {
         return Outcome::Lost;
     };
     let sent = tokio::select! {
@@ -111,8 +125,8 @@ async fn attempt(gateway: &Gateway, outgoing: &Outgoing, route: Route) -> Outcom
     let response = match sent {
         Ok(response) => response,
         Err(error) => {
-            tracing::debug!(server = &*decode.name, %error, "no answer");
-            return failed(&decode, &error);
+            tracing::debug!(server = decode.name(), %error, "no answer");
+            return failed(gateway, &decode, &error);
         }
     };
     if is_event_stream(&response) {
@@ -125,10 +139,10 @@ async fn attempt(gateway: &Gateway, outgoing: &Outgoing, route: Route) -> Outcom
 }
 
 /// A server that cannot be connected to gets nothing more until its probe finds it again.
-fn failed(server: &Flight, error: &ClientError) -> Outcome {
+fn failed(gateway: &Gateway, server: &Flight, error: &ClientError) -> Outcome {
     match error {
         ClientError::Connect(_) => {
-            server.set_health(Health::Unreachable);
+            gateway.fleet.unreachable(server);
             Outcome::Unreachable
         }
         ClientError::Sent(_) => Outcome::Lost,
@@ -202,7 +216,7 @@ fn stream(
 /// As vLLM says it.
 fn unknown_model(model: Option<&str>, gateway: &Gateway) -> Refusal {
     let model = model.unwrap_or_default();
-    let known = gateway.desk.models(MAX_NAMED).join(", ");
+    let known = gateway.fleet.models(MAX_NAMED).join(", ");
     let message = format!("The model `{model}` does not exist. Valid aliases: {known}.");
     Refusal::Api(ApiError {
         kind: ErrorKind::NotFound,

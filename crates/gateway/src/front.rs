@@ -1,17 +1,17 @@
 //! Which path is whose: what the gateway answers itself, and what goes to servers.
 
 use crate::config::{ConfigError, GatewayConfig, Limits};
-use crate::desk::Desk;
 use crate::events::Events;
-use crate::facts::{self, Facts};
 use crate::forward::{Guard, Journey, forward};
 use crate::metrics::{Metrics, Timer};
 use crate::models;
-use crate::outgoing::{Outgoing, forwardable};
+use crate::outgoing::{Outgoing, forwardable, without_foreign_kv};
 use crate::refusal::{Refusal, json};
+use baton_fleet::Fleet;
 use baton_http::{BodyError, Budget, Client, REQUEST_ID, ReadError, request_id};
+use baton_openai::facts::Facts;
 use baton_openai::{ApiError, ErrorKind};
-use baton_scheduler::Health;
+use baton_scheduler::{Health, PrefixIndex, Scheduler};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::uri::PathAndQuery;
@@ -28,7 +28,7 @@ pub(crate) type ResponseBody = Either<Full<Bytes>, Events<Incoming, Guard>>;
 /// Everything that answers requests.
 #[derive(Debug)]
 pub(crate) struct Gateway {
-    pub(crate) desk: Arc<Desk>,
+    pub(crate) fleet: Arc<Fleet>,
     pub(crate) client: Client,
     pub(crate) metrics: Metrics,
     pub(crate) limits: Limits,
@@ -51,8 +51,11 @@ enum Target {
 impl Gateway {
     pub(crate) fn new(config: &GatewayConfig) -> Result<Self, ConfigError> {
         let limits = config.limits.clone();
+        let index = PrefixIndex::new(limits.prefix_blocks_per_server);
+        let scheduler = Scheduler::new(config.policy(), index);
+        let key = getrandom::u64().map_err(|_| ConfigError::Random)?;
         Ok(Self {
-            desk: Arc::new(Desk::new(config)?),
+            fleet: Arc::new(Fleet::new(scheduler, key)),
             client: Client::default(),
             metrics: Metrics::new(),
             places: Arc::new(Semaphore::new(
@@ -105,7 +108,7 @@ impl Gateway {
     /// Ready as soon as somebody can generate.
     fn health(&self) -> Result<Response<ResponseBody>, Refusal> {
         let ready = self
-            .desk
+            .fleet
             .servers()
             .iter()
             .any(|s| s.role.decodes() && s.health() == Health::Healthy);
@@ -117,7 +120,7 @@ impl Gateway {
     }
 
     fn render_metrics(&self) -> Response<ResponseBody> {
-        let mut response = json(StatusCode::OK, self.metrics.render(&self.desk).into());
+        let mut response = json(StatusCode::OK, self.metrics.render(&self.fleet).into());
         let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         response.headers_mut().insert(CONTENT_TYPE, text);
         response
@@ -146,19 +149,15 @@ impl Gateway {
             .map_err(|_| Refusal::Full)?;
         let facts = match body.is_empty() {
             true => Facts::default(),
-            false => facts::read(&body).map_err(Refusal::Api)?,
+            false => Facts::read(&[&body]).map_err(Refusal::Api)?,
         };
-        outgoing.body = facts::without_foreign_kv(body.clone(), &facts.foreign_kv);
-        forward(
-            self,
-            Journey {
-                outgoing,
-                place,
-                timer,
-            },
-            &facts,
-        )
-        .await
+        outgoing.body = without_foreign_kv(body.clone(), &facts);
+        let journey = Journey {
+            outgoing,
+            place,
+            timer,
+        };
+        forward(self, journey, &body, &facts).await
     }
 }
 

@@ -1,8 +1,10 @@
 //! Doors for the fuzz targets, behind the feature `fuzzing`: what the gateway reads of clients and servers. No API.
 
-use crate::config::{ConfigError, EndpointConfig, check_endpoints};
+use crate::config::read_list;
 use crate::events::{Ending, Events};
-use crate::{exposition, facts, models};
+use crate::models;
+use crate::outgoing::without_foreign_kv;
+use baton_openai::facts::Facts;
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use http_body::Frame;
@@ -11,9 +13,9 @@ use std::convert::Infallible;
 
 /// A request's body as it is forwarded; `None` if it is refused.
 pub fn forwarded(body: &[u8]) -> Option<Bytes> {
-    let facts = facts::read(body).ok()?;
+    let facts = Facts::read(&[body]).ok()?;
     let body = Bytes::copy_from_slice(body);
-    Some(facts::without_foreign_kv(body, &facts.foreign_kv))
+    Some(without_foreign_kv(body, &facts))
 }
 
 /// What a client gets of a stream that comes in these pieces and ends. `is_done_due`: it should end with `[DONE]`.
@@ -34,15 +36,10 @@ pub fn streamed(pieces: Vec<Bytes>, is_done_due: bool) -> Vec<Bytes> {
     passed.collect().now_or_never().unwrap_or_default()
 }
 
-/// Reads a server's metrics; the part of its KV pool that is in use, if it says so.
-pub fn kv_usage(text: &[u8]) -> Option<f32> {
-    exposition::read(text).kv_usage
-}
-
-/// The endpoints of an endpoints file.
-pub fn endpoints(text: &[u8]) -> Option<Result<Vec<EndpointConfig>, ConfigError>> {
-    let endpoints: Vec<EndpointConfig> = serde_json::from_slice(text).ok()?;
-    Some(check_endpoints(&endpoints).map(|()| endpoints))
+/// The addresses of an endpoints file.
+pub fn endpoints(text: &[u8]) -> Option<Vec<String>> {
+    let specs = read_list(text).ok()?;
+    Some(specs.iter().map(|s| s.address.to_string()).collect())
 }
 
 /// Two servers' lists of models as one.

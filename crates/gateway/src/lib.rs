@@ -1,20 +1,15 @@
 //! The OpenAI front door: reads a request, has the scheduler pick its servers, forwards the same bytes, and stands in
 //! for servers that fail.
 //!
-//! One file a station: `front` (which path is whose), `facts` (what the decision needs of a body), `desk` (the
-//! decision), `forward` (tries and answers), `events` (a stream that never ends in silence); beside them `fleet`, `probe`
-//! and `endpoints` (which servers there are and how they are). It computes nothing of a model and parses no answer.
+//! One file a station: `front` (which path is whose), `outgoing` (what goes to a server), `forward` (tries and answers),
+//! `events` (a stream that never ends in silence). Which servers there are, how they are and which is picked is `fleet`'s.
+//! It computes nothing of a model and parses no answer.
 //! Invariants: what a client may not say to servers does not reach them; a request is retried only while nothing of an
-//! answer has reached the client; what is in flight is counted by values that end the count when dropped.
+//! answer has reached the client.
 #![forbid(unsafe_code)]
 
 mod config;
-mod desk;
-mod endpoints;
 mod events;
-mod exposition;
-mod facts;
-mod fleet;
 mod forward;
 mod front;
 #[cfg(feature = "fuzzing")]
@@ -23,13 +18,13 @@ pub mod fuzzing;
 mod metrics;
 mod models;
 mod outgoing;
-mod probe;
 mod refusal;
 
 pub use baton_scheduler::{Role, Weights};
 pub use config::{ConfigError, EndpointConfig, GatewayConfig, Limits};
 
 use crate::front::Gateway;
+use baton_fleet::{Probing, watch};
 use hyper::service::service_fn;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -48,11 +43,11 @@ pub async fn run(
     let endpoints = config.resolve()?;
     let gateway = Arc::new(Gateway::new(&config)?);
     let mut background = JoinSet::new();
-    background.spawn(endpoints::follow(
-        gateway.desk.clone(),
-        config.clone(),
-        endpoints,
-    ));
+    gateway.fleet.set_endpoints(&endpoints)?;
+    background.spawn(watch(gateway.fleet.clone(), Probing::default()));
+    if let Some(file) = config.file() {
+        background.spawn(file.follow(gateway.fleet.clone()));
+    }
     let serve_config = baton_http::ServeConfig {
         grace: config.limits.grace(),
         ..baton_http::ServeConfig::default()
@@ -62,7 +57,7 @@ pub async fn run(
         async move { Ok::<_, std::convert::Infallible>(gateway.answer(req).await) }
     });
     baton_http::serve(listener, service, serve_config, shutdown).await;
-    // Dropping the set ends the probes.
+    // Dropping the set ends the probes and the look at the file.
     drop(background);
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The gateway's own metrics. All names and help texts are here; label values are bounded.
 
-use crate::desk::Desk;
+use baton_fleet::Fleet;
 use baton_scheduler::{Health, Prefill};
 use http::StatusCode;
 use prometheus::{
@@ -159,17 +159,16 @@ impl Metrics {
     }
 
     /// Everything as Prometheus text.
-    pub(crate) fn render(&self, desk: &Desk) -> Vec<u8> {
+    pub(crate) fn render(&self, fleet: &Fleet) -> Vec<u8> {
         self.endpoints.reset();
-        for server in desk.servers().iter() {
-            let endpoint = server.endpoint();
-            let health = match endpoint.health {
+        for server in fleet.servers().iter() {
+            let health = match server.health() {
                 Health::Healthy => "healthy",
                 Health::Draining => "draining",
                 Health::Unreachable => "unreachable",
             };
             self.endpoints
-                .with_label_values(&[endpoint.role.name(), health])
+                .with_label_values(&[server.role.name(), health])
                 .inc();
         }
         let mut text = Vec::new();

@@ -1,9 +1,9 @@
 //! `GET /v1/models`: the lists of all servers that answer, as one.
 
-use crate::fleet::Server;
 use crate::front::{Gateway, ResponseBody};
 use crate::outgoing::Outgoing;
 use crate::refusal::{Refusal, json};
+use baton_fleet::Server;
 use baton_http::collect;
 use baton_scheduler::Health;
 use bytes::Bytes;
@@ -28,7 +28,7 @@ pub(crate) async fn answer(
     outgoing: &Outgoing,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let servers: Vec<Arc<Server>> = gateway
-        .desk
+        .fleet
         .servers()
         .iter()
         .filter(|s| may_answer(s))
@@ -64,7 +64,7 @@ async fn ask(
     outgoing: &Outgoing,
     server: Arc<Server>,
 ) -> Option<(StatusCode, Bytes)> {
-    let request = outgoing.request(&server.authority, None)?;
+    let request = outgoing.request(server.address.authority(), None)?;
     let exchange = async {
         let (parts, body) = gateway.client.send(request).await.ok()?.into_parts();
         Some((parts.status, collect(body, MAX_BYTES).await.ok()?))

@@ -1,6 +1,7 @@
 //! What is sent to a server: the client's headers without those that are not the client's to set, and ours.
 
-use baton_http::{REQUEST_ID, strip_hop_by_hop};
+use baton_http::{Pieces, REQUEST_ID, strip_hop_by_hop};
+use baton_openai::facts::Facts;
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, EXPECT, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -54,6 +55,14 @@ impl Outgoing {
     }
 }
 
+/// `body`, which says `facts`, with every top-level `kv_transfer_params` null: a client must not point a server at another
+/// server's KV. All other bytes stay as they came.
+pub(crate) fn without_foreign_kv(body: Bytes, facts: &Facts) -> Bytes {
+    let spans = facts.kv_transfer_params.iter().cloned();
+    let edits = spans.map(|span| (span, Bytes::from_static(b"null")));
+    Pieces::from(body).replaced(edits).into_bytes()
+}
+
 /// The client's headers, made fit to be forwarded.
 pub(crate) fn forwardable(mut headers: HeaderMap, request_id: &HeaderValue) -> HeaderMap {
     strip_hop_by_hop(&mut headers);
@@ -80,6 +89,13 @@ fn steers(name: &HeaderName) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    fn cleaned(body: &str) -> String {
+        let facts = Facts::read(&[body]).unwrap();
+        let body = without_foreign_kv(Bytes::copy_from_slice(body.as_bytes()), &facts);
+        String::from_utf8(body.to_vec()).unwrap()
+    }
 
     #[test]
     fn steering_headers_of_clients_are_removed_and_others_stay() {
@@ -123,5 +139,46 @@ mod tests {
             .unwrap();
         assert_eq!(request.uri(), "http://d:1/v1/completions?a=b");
         assert_eq!(request.headers()[PREFILLER], "[::1]:9");
+    }
+
+    #[test]
+    fn kv_transfer_params_become_null_and_every_other_byte_stays() {
+        assert_eq!(
+            cleaned(
+                r#"{"big": 12345678901234567890.0, "kv_transfer_params" : {"remote_host":"evil"} ,"x":"<&>" }"#
+            ),
+            r#"{"big": 12345678901234567890.0, "kv_transfer_params" : null ,"x":"<&>" }"#
+        );
+        assert_eq!(
+            cleaned(r#"{"kv_transfer_params":null}"#),
+            r#"{"kv_transfer_params":null}"#
+        );
+    }
+
+    #[test]
+    fn a_hidden_or_repeated_name_is_found_too() {
+        assert_eq!(
+            cleaned(
+                r#"{"kv_transfer_params":1,"kv_transfer_par\u0061ms":{"a":[]},"kv_transfer_params":null}"#
+            ),
+            r#"{"kv_transfer_params":null,"kv_transfer_par\u0061ms":null,"kv_transfer_params":null}"#
+        );
+        let nested = r#"{"metadata":{"kv_transfer_params":1}}"#;
+        assert_eq!(cleaned(nested), nested);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_params_are_they_are_null_afterwards(
+            before in "[a-z\"\\\\ ]{0,10}", params in "[a-z{}\\[\\],:\"0-9\\\\]{0,20}", n in 0usize..3
+        ) {
+            let member = format!("\"kv_transfer_params\":{}", serde_json::to_string(&params).unwrap());
+            let mut body = format!("{{\"p\":{}", serde_json::to_string(&before).unwrap());
+            for _ in 0..n { body.push(','); body.push_str(&member); }
+            body.push('}');
+            let value: serde_json::Value = serde_json::from_str(&cleaned(&body)).unwrap();
+            prop_assert!(value.get("kv_transfer_params").is_none_or(serde_json::Value::is_null));
+            prop_assert_eq!(value["p"].as_str(), Some(before.as_str()));
+        }
     }
 }

@@ -1,0 +1,447 @@
+//! Where decisions are made: the servers, the scheduler, and whose turn it is.
+
+use crate::endpoint::EndpointSpec;
+use crate::exposition::Scraped;
+use crate::server::{Flight, Server, State};
+use arc_swap::ArcSwap;
+use baton_scheduler::{
+    Decision, Endpoint, EndpointId, Explanation, Health, Load, Prompt, PromptHasher, Request,
+    Saturation, Scheduler, Unschedulable,
+};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// Most endpoints of a fleet.
+pub const MAX_ENDPOINTS: usize = 4096;
+
+/// The servers there are, in the order in which they were listed.
+pub type Servers = Vec<Arc<Server>>;
+
+/// The servers, how they are, and what is on its way to them. Decides; the lock is held for a decision, never longer.
+#[derive(Debug)]
+pub struct Fleet {
+    servers: ArcSwap<Servers>,
+    /// Held by who changes the list: the next id.
+    listing: Mutex<u32>,
+    /// Told when the list has changed.
+    listed: watch::Sender<()>,
+    /// How often the list, or what a server told of itself, has changed.
+    version: AtomicU64,
+    hasher: PromptHasher,
+    deciding: Mutex<Deciding>,
+    began: Instant,
+}
+
+#[derive(Debug)]
+struct Deciding {
+    scheduler: Scheduler,
+    /// What the scheduler sees. What seldom changes is copied when `version` has changed.
+    snapshot: Vec<Endpoint>,
+    servers: Arc<Servers>,
+    version: u64,
+    turn: u64,
+}
+
+/// A decision, with the servers that it names counted as busy.
+#[derive(Debug)]
+pub struct Route {
+    /// The server that answers.
+    pub decode: Flight,
+    /// The server that computes the prompt for it.
+    pub prefill: Option<Flight>,
+    /// Servers that encode pictures and sound for it.
+    pub encode: Vec<Flight>,
+    /// Why these.
+    pub decision: Decision,
+}
+
+/// Why a list of endpoints is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ListError {
+    /// Two endpoints of one name.
+    #[error("endpoint {0:?} is listed twice")]
+    Duplicate(String),
+    /// More than are watched.
+    #[error("more than {MAX_ENDPOINTS} endpoints")]
+    TooMany,
+}
+
+impl Fleet {
+    /// A fleet without servers, which decides with `scheduler`. `key`, a random number, keeps clients from aiming at hashes.
+    #[must_use]
+    pub fn new(scheduler: Scheduler, key: u64) -> Self {
+        let hasher = PromptHasher::new(key).with_blocks(&scheduler.plan().approximate);
+        Self {
+            servers: ArcSwap::default(),
+            listing: Mutex::new(0),
+            listed: watch::Sender::new(()),
+            version: AtomicU64::new(0),
+            hasher,
+            deciding: Mutex::new(Deciding {
+                scheduler,
+                snapshot: Vec::new(),
+                servers: Arc::default(),
+                version: 0,
+                // Some pickers draw by it.
+                turn: key,
+            }),
+            began: Instant::now(),
+        }
+    }
+
+    /// The servers there are now.
+    #[must_use]
+    pub fn servers(&self) -> Arc<Servers> {
+        self.servers.load_full()
+    }
+
+    /// How many servers there are.
+    pub(crate) fn size(&self) -> usize {
+        self.servers.load().len()
+    }
+
+    /// Makes the list `specs`. An endpoint that was there before, by namespace and name, stays the same server, with
+    /// what is known of it and what is in flight; all is forgotten of those that are gone.
+    ///
+    /// # Errors
+    /// [`ListError`]; the list is then what it was.
+    pub fn set_endpoints(&self, specs: &[EndpointSpec]) -> Result<(), ListError> {
+        check_list(specs)?;
+        let mut next_id = self.listing.lock();
+        let before = self.servers();
+        let mut known: BTreeMap<&str, &Arc<Server>> =
+            before.iter().map(|s| (s.name(), s)).collect();
+        let mut after = Vec::with_capacity(specs.len());
+        let mut moved = Vec::new();
+        for spec in specs {
+            let name = spec.full_name();
+            match known.remove(&*name) {
+                Some(old) if old.is_as_told(spec) => after.push(old.clone()),
+                Some(old) => {
+                    if old.moves_to(spec) {
+                        old.set_health(Health::Unreachable);
+                        moved.push(old.id);
+                    }
+                    let new = Server::new(old.id, spec, old.state.clone());
+                    after.push(Arc::new(new));
+                }
+                None => {
+                    let id = EndpointId(*next_id);
+                    *next_id = next_id.wrapping_add(1);
+                    after.push(Arc::new(Server::new(id, spec, Arc::new(State::new()))));
+                }
+            }
+        }
+        self.servers.store(Arc::new(after));
+        self.changed();
+        self.listed.send_replace(());
+        let gone: Vec<EndpointId> = known.values().map(|s| s.id).collect();
+        for server in known.values() {
+            tracing::info!(server = server.name(), "server left the list");
+        }
+        let mut deciding = self.deciding.lock();
+        // The next decision makes them anew; until then they would keep what is gone.
+        deciding.snapshot.clear();
+        deciding.servers = Arc::default();
+        for id in moved.into_iter().chain(gone) {
+            deciding.scheduler.forget(id);
+        }
+        Ok(())
+    }
+
+    /// Something of a server that a decision copies has changed.
+    pub(crate) fn changed(&self) {
+        self.version.fetch_add(1, Release);
+    }
+
+    /// Changes whenever the list does.
+    pub(crate) fn listings(&self) -> watch::Receiver<()> {
+        self.listed.subscribe()
+    }
+
+    /// Milliseconds since the fleet began.
+    pub(crate) fn now(&self) -> u64 {
+        millis(self.began.elapsed())
+    }
+
+    /// `server` has begun to answer a request with `prompt`.
+    pub fn answered(&self, server: &Server, prompt: &Prompt) {
+        server.succeeded();
+        self.deciding.lock().scheduler.answered(prompt, server.id);
+    }
+
+    /// A request failed at `server`, and might not have elsewhere. Several in a row, and it gets none for a while.
+    pub fn failed(&self, server: &Server) {
+        server.failed(self.now());
+    }
+
+    /// There is no connection to `server`: it gets nothing more until its probe finds it again.
+    pub fn unreachable(&self, server: &Server) {
+        self.set_health(server, Health::Unreachable);
+    }
+
+    /// Notes what a probe found, which counts as fresh for some time.
+    pub(crate) fn scraped(
+        &self,
+        server: &Server,
+        scraped: &Scraped,
+        in_flight_then: u32,
+        fresh_for: Duration,
+    ) {
+        server.set_scraped(
+            scraped,
+            in_flight_then,
+            self.now().saturating_add(millis(fresh_for)),
+        );
+        let (resized, restarted) = server.tell(|told| {
+            let restarted = scraped.started.is_some()
+                && told.started.is_some_and(|s| Some(s) != scraped.started);
+            let resized = scraped
+                .cache_tokens
+                .filter(|_| scraped.cache_tokens != told.cache_tokens);
+            told.started = scraped.started.or(told.started);
+            told.cache_tokens = scraped.cache_tokens.or(told.cache_tokens);
+            told.block_size = scraped.block_size.or(told.block_size);
+            (resized, restarted)
+        });
+        if restarted {
+            tracing::info!(server = server.name(), "server was started again");
+            server.succeeded();
+            self.forget(server.id);
+        }
+        if let Some(tokens) = resized {
+            let scheduler = &mut self.deciding.lock().scheduler;
+            let block = u64::from(scheduler.plan().approximate.block_tokens.max(1));
+            let blocks = usize::try_from(tokens / block).unwrap_or(usize::MAX);
+            scheduler.set_cache_size(server.id, blocks);
+        }
+    }
+
+    /// Notes how `server` is.
+    pub(crate) fn set_health(&self, server: &Server, health: Health) {
+        let before = server.set_health(health);
+        if before == health {
+            return;
+        }
+        if health == Health::Unreachable {
+            self.forget(server.id);
+        } else if before == Health::Unreachable {
+            server.succeeded();
+        }
+        tracing::info!(server = server.name(), address = %server.address, role = ?server.role, ?health, "server");
+    }
+
+    /// `server` lost its cache.
+    fn forget(&self, server: EndpointId) {
+        self.deciding.lock().scheduler.forget(server);
+    }
+
+    /// Names of the models that can be asked for, at most `n` of them, each once, in order.
+    #[must_use]
+    pub fn models(&self, n: usize) -> Vec<Box<str>> {
+        let servers = self.servers();
+        let lists: Vec<_> = servers
+            .iter()
+            .filter(|s| s.role.decodes())
+            .filter_map(|s| s.models())
+            .collect();
+        let names: BTreeSet<&str> = lists
+            .iter()
+            .flat_map(|list| list.iter().map(|name| &**name))
+            .collect();
+        names.into_iter().take(n).map(Into::into).collect()
+    }
+
+    /// What hashes prompts and the names of sessions.
+    #[must_use]
+    pub fn hasher(&self) -> &PromptHasher {
+        &self.hasher
+    }
+
+    /// The prompt that `pieces`, one after another, make for `model`; `tokens` is its length, if it is known.
+    #[must_use]
+    pub fn prompt(&self, model: &str, pieces: &[&[u8]], tokens: Option<u32>) -> Prompt {
+        self.hasher.prompt(model, pieces, tokens)
+    }
+
+    /// Decides where `request` goes; its time is set here.
+    ///
+    /// # Errors
+    /// [`Unschedulable`], if no server may answer.
+    pub fn route(&self, request: &Request<'_>) -> Result<Route, Unschedulable> {
+        self.decide(request, None)
+    }
+
+    /// Decides as [`Fleet::route`] does, and says why.
+    ///
+    /// # Errors
+    /// Likewise; `explanation` then says how far it came.
+    pub fn route_explained(
+        &self,
+        request: &Request<'_>,
+        explanation: &mut Explanation,
+    ) -> Result<Route, Unschedulable> {
+        self.decide(request, Some(explanation))
+    }
+
+    fn decide(
+        &self,
+        request: &Request<'_>,
+        explanation: Option<&mut Explanation>,
+    ) -> Result<Route, Unschedulable> {
+        let elapsed = self.began.elapsed();
+        let now = millis(elapsed);
+        let request = Request {
+            now: elapsed,
+            ..*request
+        };
+        let mut deciding = self.deciding.lock();
+        let deciding = &mut *deciding;
+        deciding.refresh(self, now);
+        let turn = deciding.next_turn();
+        let (scheduler, snapshot) = (&mut deciding.scheduler, &deciding.snapshot);
+        let decision = match explanation {
+            None => scheduler.decide(snapshot, &request, turn),
+            Some(why) => scheduler.decide_explained(snapshot, &request, turn, why),
+        }?;
+        scheduler.sent(&request, &decision);
+        // Counted before the lock is released, so that the next decision sees it.
+        let flight = |id, tokens: u32| deciding.flight(id, tokens.into(), now);
+        let decode = flight(decision.decode, request.prompt.tokens());
+        let prefill = decision.prefill.server();
+        Ok(Route {
+            decode: decode.ok_or(Unschedulable::NoneHealthy)?,
+            prefill: prefill.and_then(|id| flight(id, decision.uncached_tokens)),
+            encode: decision
+                .encode
+                .iter()
+                .filter_map(|&id| flight(id, 0))
+                .collect(),
+            decision,
+        })
+    }
+
+    /// Whether a request of this priority is let in where nobody queues.
+    ///
+    /// # Errors
+    /// [`Unschedulable::Saturated`], if it is not.
+    pub fn admit(&self, priority: i32) -> Result<(), Unschedulable> {
+        let mut deciding = self.deciding.lock();
+        deciding.refresh(self, self.now());
+        let turn = deciding.next_turn();
+        deciding.scheduler.admit(&deciding.snapshot, priority, turn)
+    }
+
+    /// How busy the fleet is.
+    #[must_use]
+    pub fn saturation(&self) -> Saturation {
+        let mut deciding = self.deciding.lock();
+        deciding.refresh(self, self.now());
+        deciding.scheduler.saturation(&deciding.snapshot)
+    }
+
+    /// All servers, as a decision would see them now.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<Endpoint> {
+        let mut deciding = self.deciding.lock();
+        deciding.refresh(self, self.now());
+        deciding.snapshot.clone()
+    }
+}
+
+impl Deciding {
+    fn next_turn(&mut self) -> u64 {
+        self.turn = self.turn.wrapping_add(1);
+        self.turn
+    }
+
+    /// Brings the snapshot up to date: all of it if the list or what servers told of themselves has changed, otherwise
+    /// only what changes all the time.
+    fn refresh(&mut self, fleet: &Fleet, now: u64) {
+        let version = fleet.version.load(Acquire);
+        if version != self.version || self.snapshot.is_empty() {
+            self.version = version;
+            self.servers = fleet.servers();
+            self.snapshot.clear();
+            self.snapshot
+                .extend(self.servers.iter().map(|s| describe(s)));
+        }
+        let (mut healthy, mut shut) = (0usize, 0usize);
+        for (endpoint, server) in self.snapshot.iter_mut().zip(self.servers.iter()) {
+            endpoint.load = server.load(now);
+            endpoint.health = server.health();
+            if endpoint.health == Health::Healthy {
+                healthy += 1;
+                shut += usize::from(!server.admits(now));
+            }
+        }
+        // If most servers fail, the requests are to blame, or something that all of them share.
+        if shut > 0 && shut * 2 <= healthy {
+            for (endpoint, server) in self.snapshot.iter_mut().zip(self.servers.iter()) {
+                if !server.admits(now) {
+                    endpoint.health = Health::Unreachable;
+                }
+            }
+        }
+    }
+
+    fn flight(&self, id: EndpointId, tokens: u64, now: u64) -> Option<Flight> {
+        let at = self.snapshot.iter().position(|e| e.id == id)?;
+        let flight = Flight::to(self.servers.get(at)?, tokens);
+        flight.mark_sent(now);
+        Some(flight)
+    }
+}
+
+/// What a decision needs to know of a server and seldom changes.
+fn describe(server: &Server) -> Endpoint {
+    Endpoint {
+        id: server.id,
+        role: server.role,
+        models: server.models(),
+        adapters: server.adapters(),
+        identity: server.identity.clone(),
+        health: Health::Unreachable,
+        load: Load::default(),
+    }
+}
+
+impl Server {
+    /// Whether it was made of just this.
+    fn is_as_told(&self, spec: &EndpointSpec) -> bool {
+        self.address == spec.address
+            && self.metrics == *spec.metrics.as_ref().unwrap_or(&spec.address)
+            && self.rank == spec.rank
+            && (self.identity.labels().iter().map(|(k, v)| (&**k, &**v)))
+                .eq(spec.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())))
+    }
+
+    /// Whether `spec` puts it on another machine: what it had cached is not there. Another port of the same machine is
+    /// taken for the same server.
+    fn moves_to(&self, spec: &EndpointSpec) -> bool {
+        self.address.authority().host() != spec.address.authority().host()
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn check_list(specs: &[EndpointSpec]) -> Result<(), ListError> {
+    if specs.len() > MAX_ENDPOINTS {
+        return Err(ListError::TooMany);
+    }
+    let mut names: Vec<String> = specs.iter().map(EndpointSpec::full_name).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(ListError::Duplicate(pair[0].clone())),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
