@@ -11,10 +11,10 @@ mod endpoint;
 pub mod engines;
 mod filter;
 pub mod flow;
+mod index;
 mod picker;
 mod plan;
 mod policy;
-mod prefix;
 mod prompt;
 mod recent;
 mod request;
@@ -25,13 +25,16 @@ mod workspace;
 
 pub use endpoint::{Adapters, Endpoint, EndpointId, Health, Identity, Load, Role, Roles};
 pub use filter::{Filter, Measure, Requirement};
+pub use index::{
+    Certainty, Feature, Found, Keys, MAX_KEY_TOKENS, Match, PreciseConfig, PreciseIndex,
+    PreciseStats, PrefixIndex, Size, TokenHasher, TokenPrompt,
+};
 pub use picker::{Picker, Picking};
 pub use plan::{
     Approximate, Decider, Events, Handler, InFlight, Named, OnUnavailable, Plan, Precise, Profile,
     ProfileIdx, Session, SessionStrategy, Shedding, Source, StageOrder, Stages, Weighted,
 };
 pub use policy::{Policy, Weights};
-pub use prefix::{Certainty, Match, PrefixIndex};
 pub use prompt::{BLOCK_BYTES, BlockHash, MAX_BLOCKS, Prompt, PromptHasher};
 pub use request::{Candidate, Decision, Explanation, Prefill, Request, Stage, Unschedulable};
 pub use saturation::{Concurrency, Counted, Detector, Saturation, Utilization};

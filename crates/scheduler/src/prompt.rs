@@ -18,6 +18,14 @@ pub const MAX_BLOCKS: usize = 2048;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockHash(pub(crate) u64);
 
+impl BlockHash {
+    /// A hash that somebody else made. It, too, must stand for the block and everything before it.
+    #[must_use]
+    pub fn new(hash: u64) -> Self {
+        Self(hash)
+    }
+}
+
 /// A prompt's prefix blocks and length; or those of several prompts that one request asks for.
 #[derive(Clone, Debug, Default)]
 pub struct Prompt {
@@ -159,7 +167,7 @@ impl PromptHasher {
 }
 
 /// Folded multiplication, eight bytes a round: fast, and unpredictable without the key that `parent` began with.
-fn chain(parent: u64, bytes: &[u8]) -> u64 {
+pub(crate) fn chain(parent: u64, bytes: &[u8]) -> u64 {
     let mut state = parent ^ 0x9e37_79b9_7f4a_7c15;
     for word in bytes.chunks(8) {
         let mut padded = [0u8; 8];
@@ -172,7 +180,7 @@ fn chain(parent: u64, bytes: &[u8]) -> u64 {
     fold(state ^ bytes.len() as u64, 0xa076_1d64_78bd_642f)
 }
 
-fn fold(a: u64, b: u64) -> u64 {
+pub(crate) fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b | 1);
     (product as u64) ^ ((product >> 64) as u64)
 }
