@@ -10,11 +10,14 @@
 //! ROLE is a label's value, or `-` for none. Every scorer's value is before its weight. `ask` remembers nothing unless it
 //! ends in `and sent`. Options: model, target, avoid, subset, selection (lists with commas), session, chat, multimodal, turn, at.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
+
 use baton_scheduler::config::load;
 use baton_scheduler::{
-    Adapters, Decision, Endpoint, EndpointId, Explanation, Health, Identity, Load, Prefill,
+    Adapters, Decision, Endpoint, EndpointId, Explanation, Health, Identity, Load, Plan, Prefill,
     PrefixIndex, Prompt, PromptHasher, Request, Role, Scheduler, Unschedulable,
 };
+use proptest::prelude::*;
 use std::time::Duration;
 
 struct World {
@@ -723,4 +726,88 @@ fn servers_of_two_versions_exchange_nothing() {
              ask x*1 => d1 + p0"
         ),
     );
+}
+
+#[test]
+fn sheddable_requests_are_refused_when_servers_are_busy() {
+    let fleet = |waiting| {
+        let mut endpoint = Endpoint::new(EndpointId(0), Role::Decode);
+        endpoint.load.waiting = waiting;
+        [endpoint]
+    };
+    let refused = |yaml: &str, waiting, priority| {
+        let plan = load(&serde_norway::from_str(yaml).unwrap()).unwrap().plan;
+        let scheduler = Scheduler::new(plan, PrefixIndex::new(1));
+        let fleet = fleet(waiting);
+        let asks = (0..1000).map(|chance| scheduler.admit(&fleet, priority, chance));
+        asks.filter(Result::is_err).count()
+    };
+    assert_eq!([-1, 0, 7].map(|p| refused(PD, 5, p)), [1000, 0, 0]);
+    assert_eq!(refused(PD, 4, -1), 0);
+    let perhaps = one_profile("queue-scorer\nprobabilistic-admitter {power: 1, k: 0.5}");
+    let n = refused(&perhaps, 3, -1);
+    assert!((250..350).contains(&n), "{n}");
+}
+
+fn any_endpoint(id: u32) -> impl Strategy<Value = Endpoint> {
+    let role = prop::sample::select(vec![None, Some("prefill"), Some("decode"), Some("both")]);
+    let load = (
+        any::<u32>(),
+        any::<u32>(),
+        any::<u64>(),
+        any::<f32>(),
+        any::<bool>(),
+    );
+    (role, load, any::<bool>()).prop_map(move |(role, load, up)| {
+        let mut endpoint = Endpoint::new(EndpointId(id), Role::of_label(role));
+        if !up {
+            endpoint.health = Health::Draining;
+        }
+        let (waiting, active, tokens, kv_usage, fresh) = load;
+        endpoint.load = Load {
+            waiting,
+            running: active / 2,
+            active: active.max(waiting),
+            tokens,
+            kv_usage,
+            fresh,
+        };
+        endpoint
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_order_of_endpoints_does_not_matter(
+        fleet in (0u32..9).prop_flat_map(|n| (0..n).map(any_endpoint).collect::<Vec<_>>()).prop_shuffle(),
+        which in 0usize..5, turn in any::<u64>(), texts in prop::collection::vec(0usize..4, 1..5),
+    ) {
+        let everything = one_profile(
+            "queue-scorer\nrunning-requests-size-scorer\nactive-request-scorer\ntoken-load-scorer\nload-aware-scorer
+             kv-cache-utilization-scorer\nprefix-cache-scorer\nno-hit-lru-scorer\nlatency-scorer\nutilization-detector
+             weighted-random-picker {maxNumOfEndpoints: 2}",
+        );
+        let yaml = [PD, PD_FIRST, PD_SECOND, FLOW, &everything][which];
+        let plan: Plan = load(&serde_norway::from_str(yaml).unwrap()).unwrap().plan;
+        let hasher = PromptHasher::new(1).with_blocks(&plan.approximate);
+        let decide = |fleet: &[Endpoint]| {
+            let mut scheduler = Scheduler::new(plan.clone(), PrefixIndex::new(1000));
+            let one = |text: &usize| {
+                let text = vec![b'a'; [0, 100, 3000, 6000][*text]];
+                let prompt = hasher.prompt("m", &[&text], None);
+                let request = Request::new(&prompt);
+                let decided = scheduler.decide(fleet, &request, turn);
+                if let Ok(decision) = &decided {
+                    scheduler.sent(&request, decision);
+                    scheduler.answered(&prompt, decision.decode);
+                    assert!(decision.score.is_finite() && decision.uncached_tokens <= prompt.tokens());
+                }
+                decided
+            };
+            texts.iter().map(one).collect::<Vec<_>>()
+        };
+        let mut reversed = fleet.clone();
+        reversed.reverse();
+        prop_assert_eq!(decide(&fleet), decide(&reversed));
+    }
 }
