@@ -136,10 +136,9 @@ impl Filter {
                 exploration,
                 source,
             } => {
-                let total = f64::from(view.blocks(*source).max(1));
                 let explores = dice.fraction() <= *exploration;
                 let held = view.held(*source).iter();
-                keep.extend(held.map(|h| explores || f64::from(h.weighted) / total >= *threshold));
+                keep.extend(held.map(|h| explores || h.part() >= *threshold));
                 or_all(keep);
             }
             Self::ContextLength { label } => {

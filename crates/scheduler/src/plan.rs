@@ -294,6 +294,11 @@ impl InFlight {
 }
 
 impl Plan {
+    /// How long blocks of a routed request are expected to be reported, if that is guessed.
+    pub(crate) fn speculative(&self) -> Option<Duration> {
+        self.precise.as_ref()?.speculative
+    }
+
     /// A plan with one profile and defaults for everything else.
     #[must_use]
     pub fn single(profile: Profile) -> Self {

@@ -1,6 +1,6 @@
 //! What a decision is asked, and what it says.
 
-use crate::{EndpointId, Prompt};
+use crate::{EndpointId, Keys, Prompt};
 use std::time::Duration;
 
 /// What a decision needs to know of a request. [`Request::new`] makes the plainest one.
@@ -12,6 +12,8 @@ pub struct Request<'a> {
     pub target: Option<&'a str>,
     /// Its prompt; empty for requests that have none.
     pub prompt: &'a Prompt,
+    /// Its blocks by tokens, for the precise index; without them the approximate index is asked instead.
+    pub keys: Option<&'a Keys>,
     /// Servers that failed this request already. Deciding again with them here gives the next best.
     pub avoid: &'a [EndpointId],
     /// The only servers that may be chosen, in ascending order, if the proxy named any.
@@ -38,6 +40,7 @@ impl<'a> Request<'a> {
             model: None,
             target: None,
             prompt,
+            keys: None,
             avoid: &[],
             subset: None,
             selection: None,

@@ -2,21 +2,24 @@
 
 use crate::picker::Dice;
 use crate::plan::{
-    Decider, Handler, OnUnavailable, ProfileIdx, SessionStrategy, Shedding, StageOrder, Stages,
+    Decider, Handler, OnUnavailable, ProfileIdx, SessionStrategy, Shedding, Source, StageOrder,
+    Stages,
 };
 use crate::recent::{Recency, Sessions};
 use crate::saturation::{Saturation, Utilization};
-use crate::workspace::{Context, Held, Workspace};
+use crate::workspace::{Context, Held, Indices, Means, Workspace};
 use crate::{
-    Certainty, Decision, Endpoint, EndpointId, Explanation, Plan, Prefill, PrefixIndex, Prompt,
-    Request, Unschedulable,
+    Certainty, Decision, Endpoint, EndpointId, Explanation, Plan, PreciseIndex, Prefill,
+    PrefixIndex, Prompt, Request, Unschedulable,
 };
+use std::time::Duration;
 
 /// Decides, and remembers where prompts went.
 #[derive(Debug)]
 pub struct Scheduler {
     plan: Plan,
     index: PrefixIndex,
+    precise: Option<PreciseIndex>,
     recency: Recency,
     sessions: Sessions,
     workspace: Workspace,
@@ -27,8 +30,9 @@ struct Run<'a> {
     plan: &'a Plan,
     cx: Context<'a>,
     workspace: &'a mut Workspace,
-    dice: Dice,
-    explain: Option<&'a mut Explanation>,
+    means: Means<'a>,
+    /// Who knows what is cached.
+    knows: Source,
 }
 
 /// The winner of a stage.
@@ -48,9 +52,31 @@ impl Scheduler {
             recency: Recency::new(plan.recently_used),
             plan,
             index,
+            precise: None,
             sessions: Sessions::default(),
             workspace: Workspace::default(),
         }
+    }
+
+    /// The same scheduler with an index of what servers report, which the plan's sources may name.
+    #[must_use]
+    pub fn with_precise(self, precise: PreciseIndex) -> Self {
+        Self {
+            precise: Some(precise),
+            ..self
+        }
+    }
+
+    /// The index of what servers report: whoever hears of events tells it.
+    pub fn precise(&mut self) -> Option<&mut PreciseIndex> {
+        self.precise.as_mut()
+    }
+
+    /// Decides by another plan from now on. What is known of servers' caches stays; if blocks get another size, prompts
+    /// are to be hashed accordingly, and are found again after they have been sent once.
+    pub fn set_plan(&mut self, plan: impl Into<Plan>) {
+        self.plan = plan.into();
+        self.recency = Recency::new(self.plan.recently_used);
     }
 
     /// How it decides.
@@ -96,19 +122,33 @@ impl Scheduler {
     ) -> Result<Decision, Unschedulable> {
         let pinned = self.pinned(fleet, request);
         self.workspace.gather(fleet, request);
+        if let (Some(precise), Some(ttl)) = (&mut self.precise, self.plan.speculative()) {
+            precise.expire(millis(request.now.saturating_sub(ttl)));
+        }
+        let precise = self.precise.as_mut().zip(request.keys);
         let mut run = Run {
             plan: &self.plan,
             cx: Context {
                 fleet,
                 request,
-                index: &self.index,
                 recency: &self.recency,
                 pinned,
                 turn,
+                precise: precise.is_some(),
             },
             workspace: &mut self.workspace,
-            dice: Dice::new(turn),
-            explain,
+            knows: match precise {
+                Some(_) => best_source(&self.plan),
+                None => Source::Approximate,
+            },
+            means: Means {
+                indices: Indices {
+                    approximate: &self.index,
+                    precise,
+                },
+                dice: Dice::new(turn),
+                explain,
+            },
         };
         run.decide().map_err(|why| {
             if knows_nobody(fleet, request) {
@@ -144,6 +184,7 @@ impl Scheduler {
                 self.recency.used(server);
             }
         }
+        self.expect(request, servers);
         let (Some(of), Some(session)) = (&self.plan.session, request.session) else {
             return;
         };
@@ -158,6 +199,18 @@ impl Scheduler {
         }
     }
 
+    /// Expects that servers report the request's blocks soon, if the plan says so.
+    fn expect(&mut self, request: &Request<'_>, servers: [Option<EndpointId>; 2]) {
+        let (Some(precise), Some(keys), Some(_)) =
+            (&mut self.precise, request.keys, self.plan.speculative())
+        else {
+            return;
+        };
+        for server in servers.into_iter().flatten() {
+            precise.expect(server, keys, millis(request.now));
+        }
+    }
+
     /// Notes that `decode` has begun to answer a request with `prompt`, and so has its KV.
     pub fn answered(&mut self, prompt: &Prompt, decode: EndpointId) {
         for chain in prompt.chains() {
@@ -169,6 +222,9 @@ impl Scheduler {
     pub fn forget(&mut self, server: EndpointId) {
         self.index.forget(server);
         self.recency.forget(server);
+        if let Some(precise) = &mut self.precise {
+            precise.remove(server);
+        }
     }
 
     /// Notes that `server` has room for about `blocks` prefix blocks.
@@ -291,9 +347,8 @@ impl<'a> Run<'a> {
         of_these: impl Fn(&Endpoint) -> bool,
     ) -> Result<Picked<'a>, Unschedulable> {
         let profile = &self.plan.profiles[profile];
-        let explain = self.explain.as_deref_mut();
         self.workspace
-            .run(profile, &self.cx, of_these, &mut self.dice, explain)?;
+            .run(profile, &self.cx, of_these, &mut self.means, self.knows)?;
         let best = self.workspace.best(self.cx.fleet);
         let (endpoint, score, held) = best.ok_or(Unschedulable::NoneHealthy)?;
         Ok(Picked {
@@ -312,11 +367,23 @@ impl<'a> Run<'a> {
             score: picked.score,
             // What is merely expected there may be far back in a queue, and asking a prefill server that has it costs
             // little.
-            uncached_tokens: (self.cx.request.prompt).tokens_beyond(picked.held.computed as usize),
+            uncached_tokens: self.uncached(picked.held),
             prefill: Prefill::NotWorthIt,
             encode: Vec::new(),
             primary_port,
             cold: self.workspace.is_cold(),
+        }
+    }
+
+    /// Tokens of the prompt that a server has to compute.
+    fn uncached(&self, held: Held) -> u32 {
+        let prompt = self.cx.request.prompt;
+        match self.knows {
+            Source::Approximate => prompt.tokens_beyond(held.computed as usize),
+            Source::Precise => {
+                let cached = held.computed.saturating_mul(held.block_tokens);
+                prompt.tokens().saturating_sub(cached)
+            }
         }
     }
 
@@ -361,6 +428,21 @@ impl<'a> Run<'a> {
                     && self.cx.request.prompt.tokens() >= prompt_at_least
             }
         }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whom the decider asks what is cached; without one, the best there is.
+fn best_source(plan: &Plan) -> Source {
+    match &plan.handler {
+        Handler::Disaggregated(Stages {
+            prefill_if: Decider::Uncached { source, .. },
+            ..
+        }) => *source,
+        _ => Source::Precise,
     }
 }
 

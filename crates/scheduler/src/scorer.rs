@@ -193,15 +193,9 @@ fn lora(adapters: Option<&Adapters>, wanted: Option<&str>) -> f64 {
 
 fn prefix(view: &View<'_>, source: Source, length: (f64, f64), values: &mut Vec<f64>) {
     let (weight, long) = length;
-    let total = f64::from(view.blocks(source));
-    let tokens = f64::from(view.block_tokens(source));
     values.extend(view.held(source).iter().map(|held| {
-        if total == 0.0 {
-            return 0.0;
-        }
-        let matched = f64::from(held.weighted);
-        let by_length = (matched * tokens / long).min(1.0).powi(2);
-        weight * by_length + (1.0 - weight) * (matched / total).min(1.0)
+        let by_length = (held.tokens() / long).min(1.0).powi(2);
+        weight * by_length + (1.0 - weight) * held.part()
     }));
 }
 
@@ -232,12 +226,11 @@ fn context_length(endpoint: &Endpoint, label: &str, length: u32) -> f64 {
 fn composite(view: &View<'_>, weights: [f64; 3], source: Source, values: &mut Vec<f64>) {
     relative(view, |l| l.waiting, values);
     let sum: f64 = weights.iter().sum();
-    let total = f64::from(view.blocks(source).max(1));
     let rest = view.endpoints().zip(view.held(source));
     for (value, (endpoint, held)) in values.iter_mut().zip(rest) {
-        let cached = (f64::from(held.weighted) / total).min(1.0);
         let mean = if sum > 0.0 {
-            (weights[0] * free(&endpoint.load) + weights[1] * *value + weights[2] * cached) / sum
+            (weights[0] * free(&endpoint.load) + weights[1] * *value + weights[2] * held.part())
+                / sum
         } else {
             0.0
         };

@@ -5,7 +5,9 @@ use crate::picker::{Bench, Dice};
 use crate::plan::{Profile, Source};
 use crate::recent::Recency;
 use crate::request::{Candidate, Explanation, Stage};
-use crate::{Endpoint, EndpointId, Match, PrefixIndex, Request, Unschedulable};
+use crate::{
+    Endpoint, EndpointId, Found, Keys, Match, PreciseIndex, PrefixIndex, Request, Unschedulable,
+};
 
 /// What a server has of a prompt, in leading blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -14,6 +16,34 @@ pub(crate) struct Held {
     pub(crate) weighted: f32,
     /// Those that are there.
     pub(crate) computed: u32,
+    /// Full blocks of the prompt.
+    pub(crate) total: u32,
+    /// Tokens of a block.
+    pub(crate) block_tokens: u32,
+}
+
+impl Held {
+    /// Part of the prompt that it has, 0 to 1.
+    pub(crate) fn part(&self) -> f64 {
+        match self.total {
+            0 => 0.0,
+            total => (f64::from(self.weighted) / f64::from(total)).min(1.0),
+        }
+    }
+
+    fn of(found: &Found) -> Self {
+        Self {
+            weighted: found.weighted,
+            computed: found.computed as u32,
+            total: found.total as u32,
+            block_tokens: found.block_tokens,
+        }
+    }
+
+    /// Tokens that it has, by `weighted`.
+    pub(crate) fn tokens(&self) -> f64 {
+        f64::from(self.weighted) * f64::from(self.block_tokens)
+    }
 }
 
 /// What is the same for all stages of a decision.
@@ -21,18 +51,33 @@ pub(crate) struct Held {
 pub(crate) struct Context<'a> {
     pub(crate) fleet: &'a [Endpoint],
     pub(crate) request: &'a Request<'a>,
-    pub(crate) index: &'a PrefixIndex,
     pub(crate) recency: &'a Recency,
     /// The session's server.
     pub(crate) pinned: Option<EndpointId>,
     pub(crate) turn: u64,
+    /// Whether the precise index can be asked about this request.
+    pub(crate) precise: bool,
+}
+
+/// Who knows what is cached.
+pub(crate) struct Indices<'a> {
+    pub(crate) approximate: &'a PrefixIndex,
+    /// With the keys of the prompt, if there are any.
+    pub(crate) precise: Option<(&'a mut PreciseIndex, &'a Keys)>,
+}
+
+/// What a decision uses, and changes.
+pub(crate) struct Means<'a> {
+    pub(crate) indices: Indices<'a>,
+    pub(crate) dice: Dice,
+    pub(crate) explain: Option<&'a mut Explanation>,
 }
 
 /// The candidates of a stage, as filters and scorers see them. Lists go by candidate.
 pub(crate) struct View<'a> {
     cx: &'a Context<'a>,
     at: &'a [u32],
-    held: &'a Caches,
+    caches: &'a Caches,
     pub(crate) request: &'a Request<'a>,
     pub(crate) pinned: Option<EndpointId>,
 }
@@ -44,7 +89,9 @@ pub(crate) struct Workspace {
     eligible: Vec<u32>,
     /// Positions in the fleet of this stage's candidates.
     at: Vec<u32>,
-    held: Caches,
+    caches: Caches,
+    /// Who knows what the last stage's candidates have.
+    knows: Source,
     keep: Vec<bool>,
     values: Vec<f64>,
     totals: Vec<f64>,
@@ -56,9 +103,27 @@ pub(crate) struct Workspace {
 #[derive(Debug, Default)]
 struct Caches {
     ids: Vec<EndpointId>,
-    found: Vec<Match>,
+    matches: Vec<Match>,
+    found: Vec<Found>,
+    approximate: Known,
+    precise: Known,
+}
+
+/// What one source knows: nothing until it is asked, which is once a stage.
+#[derive(Debug, Default)]
+struct Known {
     held: Vec<Held>,
-    known: bool,
+    is: bool,
+}
+
+impl Context<'_> {
+    /// Whom to ask instead of `source`, if it cannot be.
+    pub(crate) fn source(&self, source: Source) -> Source {
+        match source {
+            Source::Precise if self.precise => Source::Precise,
+            _ => Source::Approximate,
+        }
+    }
 }
 
 impl<'a> View<'a> {
@@ -68,19 +133,9 @@ impl<'a> View<'a> {
         self.at.iter().map(move |&i| &fleet[i as usize])
     }
 
-    /// What each candidate has of the prompt. Both sources are the same as long as there is only one index.
-    pub(crate) fn held(&self, _source: Source) -> &'a [Held] {
-        &self.held.held
-    }
-
-    /// The prompt's blocks.
-    pub(crate) fn blocks(&self, _source: Source) -> u32 {
-        self.request.prompt.blocks.len() as u32
-    }
-
-    /// Tokens of a block.
-    pub(crate) fn block_tokens(&self, _source: Source) -> u32 {
-        self.request.prompt.block_tokens()
+    /// What each candidate has of the prompt.
+    pub(crate) fn held(&self, source: Source) -> &'a [Held] {
+        self.caches.held(self.cx.source(source))
     }
 
     /// Scores of candidates by when they were last used, if none has anything of the prompt; else 0.5 for all.
@@ -104,30 +159,59 @@ impl<'a> View<'a> {
 
 impl Caches {
     fn start(&mut self) {
-        self.known = false;
+        (self.approximate.is, self.precise.is) = (false, false);
     }
 
-    /// Looks up the candidates `at`, unless that is done.
-    fn look_up(&mut self, cx: &Context<'_>, at: &[u32]) {
-        if std::mem::replace(&mut self.known, true) {
+    fn held(&self, source: Source) -> &[Held] {
+        match source {
+            Source::Approximate => &self.approximate.held,
+            Source::Precise => &self.precise.held,
+        }
+    }
+
+    /// Asks `source` about the candidates `at`, unless that is done.
+    fn look_up(&mut self, source: Source, cx: &Context<'_>, at: &[u32], indices: &mut Indices<'_>) {
+        let known = match source {
+            Source::Approximate => &mut self.approximate,
+            Source::Precise => &mut self.precise,
+        };
+        if std::mem::replace(&mut known.is, true) {
             return;
         }
         self.ids.clear();
         self.ids.extend(at.iter().map(|&i| cx.fleet[i as usize].id));
-        self.held.clear();
-        self.held.resize(at.len(), Held::default());
-        for chain in cx.request.prompt.chains() {
-            cx.index.matches(chain, &self.ids, &mut self.found);
-            for (held, found) in self.held.iter_mut().zip(&self.found) {
-                held.weighted += found.expected as f32;
-                held.computed += found.computed as u32;
+        known.held.clear();
+        match (source, &mut indices.precise) {
+            (Source::Precise, Some((index, keys))) => {
+                index.matches(keys, &self.ids, &mut self.found);
+                known.held.extend(self.found.iter().map(Held::of));
+            }
+            _ => {
+                let prompt = cx.request.prompt;
+                let nothing = Held {
+                    total: prompt.blocks.len() as u32,
+                    block_tokens: prompt.block_tokens(),
+                    ..Held::default()
+                };
+                known.held.resize(at.len(), nothing);
+                for chain in prompt.chains() {
+                    indices
+                        .approximate
+                        .matches(chain, &self.ids, &mut self.matches);
+                    for (held, found) in known.held.iter_mut().zip(&self.matches) {
+                        held.weighted += found.expected as f32;
+                        held.computed += found.computed as u32;
+                    }
+                }
             }
         }
     }
 
     fn retain(&mut self, keep: &[bool]) {
-        if self.known {
-            retain(&mut self.held, keep);
+        for known in [&mut self.approximate, &mut self.precise] {
+            if known.is {
+                retain(&mut known.held, keep);
+            }
         }
     }
 }
@@ -148,29 +232,33 @@ impl Workspace {
             .sort_unstable_by_key(|&i| fleet[i as usize].id);
     }
 
-    /// Runs `profile` over the eligible endpoints that `of_these` takes. Whom it picked is asked for afterwards.
+    /// Runs `profile` over the eligible endpoints that `of_these` takes. Whom it picked is asked for afterwards, and what
+    /// they have by `knows`.
     pub(crate) fn run(
         &mut self,
         profile: &Profile,
         cx: &Context<'_>,
         of_these: impl Fn(&Endpoint) -> bool,
-        dice: &mut Dice,
-        mut explain: Option<&mut Explanation>,
+        means: &mut Means<'_>,
+        knows: Source,
     ) -> Result<(), Unschedulable> {
         self.at.clear();
         let these = |i: &&u32| of_these(&cx.fleet[**i as usize]);
         self.at.extend(self.eligible.iter().filter(these));
-        self.held.start();
+        self.caches.start();
         self.picked.clear();
-        if let Some(explanation) = &mut explain {
+        if let Some(explanation) = &mut means.explain {
             explanation.begin(profile, cx, &self.at);
         }
-        self.filter(profile, cx, dice, explain.as_deref_mut())?;
-        self.score(profile, cx, explain.as_deref_mut());
+        self.filter(profile, cx, means)?;
+        self.score(profile, cx, means);
+        (self.caches).look_up(knows, cx, &self.at, &mut means.indices);
+        self.knows = knows;
         let (totals, bench) = (&self.totals, &mut self.bench);
-        (profile.picker).pick(totals, cx.turn, dice, bench, &mut self.picked);
-        if let Some(explanation) = explain {
-            explanation.end(self.picked(cx.fleet), &self.totals, cx, &self.at);
+        (profile.picker).pick(totals, cx.turn, &mut means.dice, bench, &mut self.picked);
+        if let Some(explanation) = &mut means.explain {
+            let picked = self.picked(cx.fleet).map(|e| e.id).collect();
+            explanation.end(picked, &self.totals, cx, &self.at);
         }
         Ok(())
     }
@@ -179,23 +267,23 @@ impl Workspace {
         &mut self,
         profile: &Profile,
         cx: &Context<'_>,
-        dice: &mut Dice,
-        mut explain: Option<&mut Explanation>,
+        means: &mut Means<'_>,
     ) -> Result<(), Unschedulable> {
         if self.at.is_empty() {
             return Err(Unschedulable::NoneHealthy);
         }
         for filter in &profile.filters {
-            if filter.is.source().is_some() {
-                self.held.look_up(cx, &self.at);
+            if let Some(source) = filter.is.source() {
+                let source = cx.source(source);
+                (self.caches).look_up(source, cx, &self.at, &mut means.indices);
             }
-            let view = view(cx, &self.at, &self.held);
-            filter.is.keep(&view, dice, &mut self.keep);
-            if let Some(explanation) = &mut explain {
+            let view = view(cx, &self.at, &self.caches);
+            filter.is.keep(&view, &mut means.dice, &mut self.keep);
+            if let Some(explanation) = &mut means.explain {
                 explanation.dropped(&filter.name, cx, &self.at, &self.keep);
             }
             retain(&mut self.at, &self.keep);
-            self.held.retain(&self.keep);
+            self.caches.retain(&self.keep);
             if self.at.is_empty() {
                 return Err(filter.is.emptied());
             }
@@ -203,25 +291,22 @@ impl Workspace {
         Ok(())
     }
 
-    fn score(
-        &mut self,
-        profile: &Profile,
-        cx: &Context<'_>,
-        mut explain: Option<&mut Explanation>,
-    ) {
-        // Always, because what is uncached is asked for afterwards.
-        self.held.look_up(cx, &self.at);
+    fn score(&mut self, profile: &Profile, cx: &Context<'_>, means: &mut Means<'_>) {
         self.totals.clear();
         self.totals.resize(self.at.len(), 0.0);
         for weighted in &profile.scorers {
-            let view = view(cx, &self.at, &self.held);
+            if let Some(source) = weighted.scorer.source() {
+                let source = cx.source(source);
+                (self.caches).look_up(source, cx, &self.at, &mut means.indices);
+            }
+            let view = view(cx, &self.at, &self.caches);
             weighted.scorer.score(&view, &mut self.values);
             for (total, value) in self.totals.iter_mut().zip(&mut self.values) {
                 // Not-a-number is the worst, too.
                 *value = if *value > 0.0 { value.min(1.0) } else { 0.0 };
                 *total += weighted.weight * *value;
             }
-            if let Some(explanation) = &mut explain {
+            if let Some(explanation) = &mut means.explain {
                 explanation.scored(cx, &self.at, &self.values);
             }
         }
@@ -239,20 +324,25 @@ impl Workspace {
     pub(crate) fn best<'a>(&self, fleet: &'a [Endpoint]) -> Option<(&'a Endpoint, f64, Held)> {
         let best = *self.picked.first()? as usize;
         let endpoint = &fleet[self.at[best] as usize];
-        Some((endpoint, self.totals[best], self.held.held[best]))
+        Some((
+            endpoint,
+            self.totals[best],
+            self.caches.held(self.knows)[best],
+        ))
     }
 
     /// Whether no candidate of the last stage had anything of the prompt.
     pub(crate) fn is_cold(&self) -> bool {
-        self.held.held.iter().all(|h| h.weighted == 0.0)
+        let held = self.caches.held(self.knows);
+        held.iter().all(|h| h.weighted == 0.0)
     }
 }
 
-fn view<'a>(cx: &'a Context<'a>, at: &'a [u32], held: &'a Caches) -> View<'a> {
+fn view<'a>(cx: &'a Context<'a>, at: &'a [u32], caches: &'a Caches) -> View<'a> {
     View {
         cx,
         at,
-        held,
+        caches,
         request: cx.request,
         pinned: cx.pinned,
     }
@@ -305,18 +395,12 @@ impl Explanation {
         }
     }
 
-    fn end<'a>(
-        &mut self,
-        picked: impl Iterator<Item = &'a Endpoint>,
-        totals: &[f64],
-        cx: &Context<'_>,
-        at: &[u32],
-    ) {
+    fn end(&mut self, picked: Vec<EndpointId>, totals: &[f64], cx: &Context<'_>, at: &[u32]) {
         for (candidate, total) in self.last(cx, at).zip(totals) {
             candidate.total = *total;
         }
         if let Some(stage) = self.stages.last_mut() {
-            stage.picked.extend(picked.map(|e| e.id));
+            stage.picked = picked;
         }
     }
 }

@@ -4,6 +4,7 @@
 //! ```text
 //! NAME ROLE [waiting N] [running N] [active N] [tokens N] [kv F] [stale] [down] [label K=V] [loras a,b/c/MAX]
 //! has NAME TEXT*N                      the server has computed this prompt
+//! reports NAME TEXT*N [host]           it says so, of its device's or its host's memory
 //! ask TEXT*N [OPTION VALUE]... => d0 | d0 + p0 | d0, no prefill server | ... | busy | nobody
 //! why PROFILE NAME => SCORER VALUE, ... = TOTAL | dropped by FILTER
 //! ```
@@ -124,6 +125,52 @@ fn the_default_sums_queue_memory_and_prefix() {
          why default a => queue-scorer 1, kv-cache-utilization-scorer 0.1, prefix-cache-scorer 0 = 2.2
          why default b => queue-scorer 0, kv-cache-utilization-scorer 0.9, prefix-cache-scorer 0 = 1.8
          why default c => queue-scorer 0.5, kv-cache-utilization-scorer 0.5, prefix-cache-scorer 0 = 2",
+    );
+}
+
+const PRECISE: &str = include_str!("../configs/precise.yaml");
+
+#[test]
+fn what_servers_report_draws_prompts() {
+    check(
+        PRECISE,
+        "a - waiting 1
+         b - waiting 0
+         c - waiting 2
+         has b story*1280
+         reports a story*640
+         reports c story*640 host
+         ask story*1280 => a
+         why default a => prefix-cache-scorer 0.5, queue-scorer 0.5 = 2
+         why default b => prefix-cache-scorer 0, queue-scorer 1 = 1
+         why default c => prefix-cache-scorer 0.4, queue-scorer 0 = 1.2
+         ask other*1280 at 10 and sent => b
+         b - waiting 9
+         ask other*1280 at 11 => b
+         ask other*1280 at 14 => a",
+    );
+}
+
+#[test]
+fn the_decider_knows_what_servers_report() {
+    let yaml = one_profile("precise-prefix-cache-producer {tokenProcessorConfig: {blockSizeTokens: 64}}\ndecode-filter")
+        .replace(
+            "schedulingProfiles:",
+            "- {name: d, type: prefix-based-pd-decider, parameters: {nonCachedTokens: 512}}
+- {type: disagg-profile-handler, parameters: {profiles: {decode: default}, deciders: {prefill: d}}}
+- {type: prefill-filter}
+schedulingProfiles:
+- {name: prefill, plugins: [{pluginRef: prefill-filter}]}",
+        );
+    check(
+        &yaml,
+        "d0 decode
+         p0 prefill
+         has d0 story*1280
+         ask story*1280 => d0 + p0
+         reports d0 story*832
+         ask story*1280 => d0
+         ask story*1344 => d0 + p0",
     );
 }
 

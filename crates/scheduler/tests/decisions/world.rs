@@ -1,11 +1,31 @@
 //! A world in which scenarios are played.
 
+use baton_kv::{BlockEvent, EngineHash, Medium, Stored};
 use baton_scheduler::config::load;
 use baton_scheduler::{
-    Adapters, Decision, Endpoint, EndpointId, Explanation, Health, Identity, Load, Prefill,
-    PrefixIndex, Prompt, PromptHasher, Request, Role, Scheduler, Unschedulable,
+    Adapters, Decision, Endpoint, EndpointId, Explanation, Health, Identity, Load, PreciseConfig,
+    PreciseIndex, Prefill, PrefixIndex, Prompt, PromptHasher, Request, Role, Scheduler,
+    TokenHasher, TokenPrompt, Unschedulable,
 };
 use std::time::Duration;
+
+fn token_hasher() -> TokenHasher {
+    TokenHasher::new(2)
+}
+
+/// Four bytes are a token.
+fn tokens(text: &str) -> Vec<u32> {
+    let bytes = bytes(text);
+    let token = |word: &[u8]| u32::from_le_bytes(word.try_into().unwrap());
+    bytes.chunks_exact(4).map(token).collect()
+}
+
+/// `TEXT*N` is the word TEXT repeated to N tokens.
+fn bytes(text: &str) -> Vec<u8> {
+    let (word, tokens) = text.split_once('*').unwrap();
+    let n = 4 * tokens.parse::<usize>().unwrap();
+    word.bytes().cycle().take(n).collect()
+}
 
 struct World {
     names: Vec<String>,
@@ -19,11 +39,18 @@ impl World {
     fn new(yaml: &str) -> Self {
         let value = serde_norway::from_str(yaml).unwrap();
         let plan = load(&value).unwrap_or_else(|e| panic!("{e}")).plan;
+        let precise = plan.precise.is_some();
+        let hasher = PromptHasher::new(1).with_blocks(&plan.approximate);
+        let mut scheduler = Scheduler::new(plan, PrefixIndex::new(100_000));
+        if precise {
+            let index = PreciseIndex::new(token_hasher(), PreciseConfig::default());
+            scheduler = scheduler.with_precise(index);
+        }
         Self {
             names: Vec::new(),
             fleet: Vec::new(),
-            hasher: PromptHasher::new(1).with_blocks(&plan.approximate),
-            scheduler: Scheduler::new(plan, PrefixIndex::new(100_000)),
+            hasher,
+            scheduler,
             why: Explanation::default(),
         }
     }
@@ -42,10 +69,27 @@ impl World {
     }
 
     fn prompt(&self, text: &str) -> Prompt {
-        let (word, tokens) = text.split_once('*').unwrap();
-        let n = 4 * tokens.parse::<usize>().unwrap();
-        let bytes: Vec<u8> = word.bytes().cycle().take(n).collect();
+        let bytes = bytes(text);
         self.hasher.prompt("m", &[&bytes], None)
+    }
+
+    /// A server says that it has this prompt, in blocks of 64 tokens.
+    fn reports(&mut self, name: &str, text: &str, host: bool) {
+        let mut stored = Stored {
+            tokens: tokens(text),
+            block_size: 64,
+            medium: if host { Medium::Host } else { Medium::Device },
+            ..Stored::default()
+        };
+        let prefixes = (1..=stored.tokens.len() / 64).map(|n| &stored.tokens[..64 * n]);
+        let hash = |prefix: &[u32]| {
+            let mix = |h: u64, t: &u32| h.rotate_left(7).wrapping_mul(31) ^ u64::from(*t);
+            EngineHash(prefix.iter().fold(7, mix))
+        };
+        stored.hashes = prefixes.map(hash).collect();
+        let id = self.id(name);
+        let index = self.scheduler.precise().unwrap();
+        index.apply(id, "m", &BlockEvent::Stored(stored));
     }
 
     fn set(&mut self, name: &str, role: &str, words: &[&str]) {
@@ -150,6 +194,16 @@ impl World {
                 other => panic!("what is {other}?"),
             }
         }
+        let tokens = tokens(words[0]);
+        let keys = self.scheduler.precise().map(|index| {
+            let prompt = TokenPrompt {
+                model: "m",
+                tokens: &tokens,
+                ..TokenPrompt::default()
+            };
+            token_hasher().keys(&prompt, index.block_sizes())
+        });
+        request.keys = keys.as_ref();
         request.avoid = &avoid;
         request.subset = subset.as_deref();
         request.selection = selection.as_deref();
@@ -197,6 +251,10 @@ pub(crate) fn check(yaml: &str, scenario: &str) {
             "has" => {
                 let (prompt, id) = (world.prompt(words[2]), world.id(words[1]));
                 world.scheduler.answered(&prompt, id);
+                continue;
+            }
+            "reports" => {
+                world.reports(words[1], words[2], words.get(3) == Some(&"host"));
                 continue;
             }
             "ask" => world.ask(&expected.unwrap().0[4..]),
