@@ -17,7 +17,43 @@ pub struct Budget {
 
 /// Part of a [`Budget`] that is in use until this is dropped.
 #[derive(Debug)]
-pub struct Charge(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+pub struct Charge(#[expect(dead_code, reason = "held for its drop")] Account);
+
+/// What one request holds of a [`Budget`], as its body comes in pieces; given back when this is dropped.
+#[derive(Debug)]
+pub struct Account {
+    units: Arc<Semaphore>,
+    held: Option<OwnedSemaphorePermit>,
+    /// Bytes not charged yet, less than a unit.
+    owed: usize,
+}
+
+impl Account {
+    /// Charges for `bytes` more.
+    ///
+    /// # Errors
+    /// [`ReadError::Full`]; what was charged before stays charged.
+    pub fn charge(&mut self, bytes: usize) -> Result<(), ReadError> {
+        let owed = self.owed.saturating_add(bytes);
+        if owed >= UNIT {
+            let units = u32::try_from(owed / UNIT).unwrap_or(u32::MAX);
+            let permit = self.units.clone().try_acquire_many_owned(units);
+            let permit = permit.map_err(|_| ReadError::Full)?;
+            match &mut self.held {
+                Some(held) => held.merge(permit),
+                held => *held = Some(permit),
+            }
+        }
+        self.owed = owed % UNIT;
+        Ok(())
+    }
+
+    /// Gives everything back.
+    pub fn release(&mut self) {
+        self.held = None;
+        self.owed = 0;
+    }
+}
 
 /// Why a body was not read.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +76,16 @@ impl Budget {
         }
     }
 
+    /// An account of a request that holds nothing yet.
+    #[must_use]
+    pub fn account(&self) -> Account {
+        Account {
+            units: self.units.clone(),
+            held: None,
+            owed: 0,
+        }
+    }
+
     /// Reads `body`, at most `limit` bytes. It is charged for what came, as it comes.
     ///
     /// # Errors
@@ -49,20 +95,9 @@ impl Budget {
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let acquire = |units| {
-            let permit = self.units.clone().try_acquire_many_owned(units);
-            permit.map_err(|_| ReadError::Full)
-        };
-        let mut charged = acquire(0)?;
-        let mut owed = 0;
-        let charge = |n: usize| -> Result<(), ReadError> {
-            owed += n;
-            charged.merge(acquire(u32::try_from(owed / UNIT).unwrap_or(u32::MAX))?);
-            owed %= UNIT;
-            Ok(())
-        };
-        let body = collect_charged(body, limit, charge).await?;
-        Ok((body, Charge(charged)))
+        let mut account = self.account();
+        let body = collect_charged(body, limit, |n| account.charge(n)).await?;
+        Ok((body, Charge(account)))
     }
 }
 
@@ -89,5 +124,19 @@ mod tests {
             long,
             Err(ReadError::Body(BodyError::TooLarge { limit: 100 }))
         ));
+    }
+
+    #[test]
+    fn an_account_pays_for_the_sum_of_its_pieces_and_gives_all_of_it_back() {
+        let budget = Budget::new(2 << 10);
+        let mut account = budget.account();
+        for _ in 0..2 * 1024 / 100 {
+            account.charge(100).unwrap();
+        }
+        let mut other = budget.account();
+        assert!(other.charge(1 << 10).is_ok());
+        assert!(matches!(account.charge(100), Err(ReadError::Full)));
+        account.release();
+        assert!(other.charge(1 << 10).is_ok());
     }
 }

@@ -1,22 +1,30 @@
 //! HTTP/1.1 as baton's services use it: a pooled client, a server that drains, bodies with a bound.
 //!
-//! With the feature `tls`, over TLS too. Nothing here knows OpenAI, models or endpoints.
+//! With the feature `tls`, over TLS too; with `http2`, a server of HTTP/2. Nothing here knows OpenAI, models or endpoints.
 //! Invariant: nothing a peer sends (headers, body, silence) is waited for or stored without a bound.
 #![forbid(unsafe_code)]
 
 mod body;
 mod budget;
+#[cfg(feature = "tls")]
+mod certificate;
 mod client;
+#[cfg(feature = "http2")]
+mod gathered;
 mod headers;
 mod line;
 mod pieces;
 mod request_id;
 mod serve;
+#[cfg(feature = "http2")]
+mod serve_h2;
 #[cfg(feature = "tls")]
 mod tls;
 
 pub use body::{BodyError, collect, collect_charged};
-pub use budget::{Budget, Charge, ReadError};
+pub use budget::{Account, Budget, Charge, ReadError};
+#[cfg(feature = "tls")]
+pub use certificate::FolderError;
 pub use client::{Client, ClientConfig, ClientError, GetError};
 pub use headers::strip_hop_by_hop;
 pub use hyper_util::service::TowerToHyperService;
@@ -24,6 +32,8 @@ pub use line::{Line, LineError};
 pub use pieces::Pieces;
 pub use request_id::{REQUEST_ID, request_id};
 pub use serve::{Peer, ServeConfig, serve};
+#[cfg(feature = "http2")]
+pub use serve_h2::{Http2Config, serve_h2};
 #[cfg(feature = "tls")]
 pub use tls::{ClientTls, Identity, TlsError, Trust};
 

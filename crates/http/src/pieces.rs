@@ -64,6 +64,18 @@ impl Pieces {
         taken
     }
 
+    /// The pieces, in order; none of them is empty.
+    pub fn iter(&self) -> impl Iterator<Item = &Bytes> {
+        self.pieces.iter()
+    }
+
+    /// Takes the first piece away.
+    pub fn pop(&mut self) -> Option<Bytes> {
+        let piece = self.pieces.pop_front()?;
+        self.len -= piece.len();
+        Some(piece)
+    }
+
     /// Length of the whole, in bytes.
     pub fn len(&self) -> usize {
         self.len
@@ -103,11 +115,7 @@ impl Body for Pieces {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let piece = self.pieces.pop_front();
-        Poll::Ready(piece.map(|piece| {
-            self.len -= piece.len();
-            Ok(Frame::data(piece))
-        }))
+        Poll::Ready(self.pop().map(|piece| Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -130,7 +138,9 @@ mod tests {
         text.push("");
         text.append(Pieces::from("cde"));
         assert_eq!((text.len(), text.size_hint().exact()), (5, Some(5)));
+        assert!(text.iter().eq(["ab", "cde"]));
         assert_eq!(text.clone().into_bytes(), "abcde");
+        assert_eq!(text.clone().pop().unwrap(), "ab");
         assert_eq!(text.collect().await.unwrap().to_bytes(), "abcde");
         assert!(Pieces::default().is_empty() && Pieces::default().is_end_stream());
     }

@@ -70,7 +70,29 @@ pub async fn serve<S, B>(
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let places = Arc::new(Semaphore::new(config.max_connections));
+    let (max, grace, stop) = (config.max_connections, config.grace, shutdown.clone());
+    let connection = move |stream, peer: Peer| {
+        let service = service.clone();
+        let service = service_fn(move |mut req: Request<Incoming>| {
+            req.extensions_mut().insert(peer);
+            service.call(req)
+        });
+        accepted(stream, service, config.clone(), stop.clone())
+    };
+    connections(listener, max, grace, shutdown, connection).await;
+}
+
+/// Runs `connection` for every client until `shutdown`, for at most `max` at a time; the grace begins then.
+pub(crate) async fn connections<F>(
+    listener: TcpListener,
+    max: usize,
+    grace: Duration,
+    shutdown: CancellationToken,
+    connection: impl Fn(TcpStream, Peer) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(max));
     let mut connections = JoinSet::new();
     loop {
         let (stream, peer, place) = tokio::select! {
@@ -79,12 +101,7 @@ pub async fn serve<S, B>(
             accepted = accept(&listener, &places) => accepted,
             Some(_) = connections.join_next() => continue,
         };
-        let service = service.clone();
-        let service = service_fn(move |mut req: Request<Incoming>| {
-            req.extensions_mut().insert(peer);
-            service.call(req)
-        });
-        let connection = accepted(stream, service, config.clone(), shutdown.clone());
+        let connection = connection(stream, peer);
         connections.spawn(async move {
             connection.await;
             drop(place);
@@ -92,7 +109,7 @@ pub async fn serve<S, B>(
     }
     // Closing the listener now sends new clients elsewhere while the old ones are served.
     drop(listener);
-    drain(connections, config.grace).await;
+    drain(connections, grace).await;
 }
 
 /// The next connection, once there is a place for it. Cancel safe.

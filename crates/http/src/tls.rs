@@ -1,7 +1,7 @@
 //! TLS for client and server: who a server is, whom a client trusts.
 //!
-//! TLS 1.2 and 1.3 with ring's cryptography; HTTP/1.1 inside. A server's certificate can be replaced while it serves.
-//! Not here: which certificate, and where it lies.
+//! TLS 1.2 and 1.3 with ring's cryptography; HTTP/1.1 inside, or HTTP/2. A server's certificate can be replaced while it
+//! serves. Not here: which certificate, and where it lies.
 
 use arc_swap::ArcSwap;
 use http::Uri;
@@ -49,7 +49,15 @@ fn provider() -> Arc<CryptoProvider> {
 
 /// Who a server is: certificate chain and key. Clones share it, so that replacing one replaces all.
 #[derive(Clone)]
-pub struct Identity(Arc<ArcSwap<ServerConfig>>);
+pub struct Identity {
+    config: Arc<ArcSwap<ServerConfig>>,
+    /// The protocol inside, as ALPN names it.
+    inside: &'static [u8],
+}
+
+const HTTP_1: &[u8] = b"http/1.1";
+#[cfg(feature = "http2")]
+const HTTP_2: &[u8] = b"h2";
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -65,8 +73,8 @@ impl Identity {
     pub fn self_signed() -> Result<Self, TlsError> {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
         let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-        let config = server_config(vec![made.cert.der().clone()], key.into())?;
-        Ok(Self(Arc::new(ArcSwap::new(config))))
+        let config = server_config(vec![made.cert.der().clone()], key.into(), HTTP_1)?;
+        Ok(Self::of(config))
     }
 
     /// From a certificate chain, leaf first, and its key, both PEM.
@@ -74,7 +82,26 @@ impl Identity {
     /// # Errors
     /// See [`TlsError`].
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, TlsError> {
-        Ok(Self(Arc::new(ArcSwap::new(parse(chain, key)?))))
+        Ok(Self::of(parse(chain, key, HTTP_1)?))
+    }
+
+    fn of(config: ServerConfig) -> Self {
+        Self {
+            config: Arc::new(ArcSwap::from_pointee(config)),
+            inside: HTTP_1,
+        }
+    }
+
+    /// The same, for a server that speaks HTTP/2 and nothing else. It is no longer shared with what it came from.
+    #[cfg(feature = "http2")]
+    #[must_use]
+    pub fn for_http2(self) -> Self {
+        let mut config = ServerConfig::clone(&self.config.load());
+        config.alpn_protocols = vec![HTTP_2.to_vec()];
+        Self {
+            config: Arc::new(ArcSwap::from_pointee(config)),
+            inside: HTTP_2,
+        }
     }
 
     /// Connections accepted from now on see this certificate. On an error the old one stays.
@@ -82,7 +109,7 @@ impl Identity {
     /// # Errors
     /// See [`TlsError`].
     pub fn replace_pem(&self, chain: &[u8], key: &[u8]) -> Result<(), TlsError> {
-        self.0.store(parse(chain, key)?);
+        self.config.store(Arc::new(parse(chain, key, self.inside)?));
         Ok(())
     }
 
@@ -90,26 +117,27 @@ impl Identity {
         &self,
         stream: TcpStream,
     ) -> io::Result<server::TlsStream<TcpStream>> {
-        let acceptor = TlsAcceptor::from(self.0.load_full());
+        let acceptor = TlsAcceptor::from(self.config.load_full());
         tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await?
     }
 }
 
-fn parse(chain: &[u8], key: &[u8]) -> Result<Arc<ServerConfig>, TlsError> {
+fn parse(chain: &[u8], key: &[u8], inside: &[u8]) -> Result<ServerConfig, TlsError> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(chain).collect::<Result<_, _>>()?;
-    server_config(chain, PrivateKeyDer::from_pem_slice(key)?)
+    server_config(chain, PrivateKeyDer::from_pem_slice(key)?, inside)
 }
 
 fn server_config(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-) -> Result<Arc<ServerConfig>, TlsError> {
+    inside: &[u8],
+) -> Result<ServerConfig, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    config.alpn_protocols = vec![inside.to_vec()];
+    Ok(config)
 }
 
 /// Whose certificates a client takes.

@@ -2,7 +2,7 @@
 
 use crate::config::{Certificate, Config};
 use crate::front::{Sidecar, StartError};
-use baton_http::{Identity, ServeConfig};
+use baton_http::{FolderError, Identity, ServeConfig};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response, StatusCode};
@@ -129,7 +129,7 @@ pub async fn run(bound: Bound, shutdown: CancellationToken) {
     if let (Some(identity), Some(Certificate::Folder(folder))) =
         (identity.clone(), sidecar.config.serve_tls.clone())
     {
-        background.spawn(follow_certificate(identity, folder));
+        background.spawn(identity.follow_folder(folder));
     }
     let config = serve_config(&sidecar.config, identity);
     let mut serving = JoinSet::new();
@@ -188,45 +188,11 @@ fn metrics_answer(sidecar: &Sidecar, req: &Request<Incoming>) -> Response<Full<B
 
 fn identity(certificate: &Certificate) -> Result<Identity, ListenError> {
     let (folder, made) = match certificate {
-        Certificate::SelfSigned => (None, Identity::self_signed()),
-        Certificate::Folder(folder) => {
-            let (chain, key) = read_pair(folder).map_err(|e| ListenError::Certificate {
-                folder: Some(folder.clone()),
-                reason: e.to_string(),
-            })?;
-            (Some(folder.clone()), Identity::from_pem(&chain, &key))
-        }
+        Certificate::SelfSigned => (None, Identity::self_signed().map_err(FolderError::from)),
+        Certificate::Folder(folder) => (Some(folder.clone()), Identity::from_folder(folder)),
     };
     made.map_err(|e| ListenError::Certificate {
         folder,
         reason: e.to_string(),
     })
-}
-
-/// How often the certificate is looked at.
-const CERTIFICATE_PERIOD: Duration = Duration::from_secs(1);
-
-fn read_pair(folder: &std::path::Path) -> std::io::Result<(Vec<u8>, Vec<u8>)> {
-    Ok((
-        std::fs::read(folder.join("tls.crt"))?,
-        std::fs::read(folder.join("tls.key"))?,
-    ))
-}
-
-/// New connections see what lies in `folder` now; what makes no sense leaves the certificate as it was.
-async fn follow_certificate(identity: Identity, folder: PathBuf) {
-    let mut seen = None;
-    loop {
-        let from = folder.clone();
-        let pair = tokio::task::spawn_blocking(move || read_pair(&from)).await;
-        if let Ok(Ok(pair)) = pair
-            && seen.as_ref() != Some(&pair)
-        {
-            if let Err(error) = identity.replace_pem(&pair.0, &pair.1) {
-                tracing::warn!(%error, "the certificate stays as it was");
-            }
-            seen = Some(pair);
-        }
-        tokio::time::sleep(CERTIFICATE_PERIOD).await;
-    }
 }
