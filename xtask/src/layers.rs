@@ -23,6 +23,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("baton-kv-transfer", 2),
     ("baton-http", 2),
     ("baton-fleet", 2),
+    ("baton-ext-proc", 2),
     ("baton-sim", 2),
     ("baton-server", 3),
     ("baton-gateway", 3),
@@ -35,6 +36,7 @@ const FLOORS: &[(&str, u8)] = &[
 const SAME_FLOOR: &[(&str, &str)] = &[
     ("baton-model", "baton-graph"),     // a model is a graph
     ("baton-runner", "baton-pjrt"),     // the runner is a graph on PJRT
+    ("baton-ext-proc", "baton-http"),   // gRPC is HTTP/2 and a few bytes
     ("baton-kv-transfer", "baton-shm"), // on one machine KV lies where both sides see it
     ("baton-fleet", "baton-http"),      // servers are asked over HTTP how they are
 ];
