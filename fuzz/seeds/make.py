@@ -152,6 +152,48 @@ def tokenizers() -> None:
         put("text_gguf_vocab", pre, f"gpt2\n{pre}\nu<unk>\nc<s>\nnĠ\nnh\nne\nnhe\nn1\n h e\n")
 
 
+def field(number: int, content: bytes | str | int) -> bytes:
+    """A field of a protobuf message."""
+    if isinstance(content, int):
+        return bytes([number << 3, content])
+    content = content.encode() if isinstance(content, str) else content
+    assert len(content) < 1 << 14
+    size = bytes([len(content)]) if len(content) < 128 else bytes([len(content) & 127 | 128, len(content) >> 7])
+    return bytes([number << 3 | 2]) + size + content
+
+
+def envoy(*messages: bytes, cuts: bytes = b"\x07\x01\x64") -> bytes:
+    """What Envoy sends on a stream, in gRPC's frames."""
+    return cuts + b"\n" + b"".join(struct.pack(">BI", 0, len(message)) + message for message in messages)
+
+
+def envoy_headers(number: int, headers: dict[str, str], end: int = 0, *more: bytes) -> bytes:
+    values = b"".join(field(1, field(1, name) + field(3, value)) for name, value in headers.items())
+    return field(number, field(1, values) + field(3, end)) + b"".join(more)
+
+
+def envoy_body(number: int, body: str, end: int) -> bytes:
+    return field(number, field(1, body) + field(2, end))
+
+
+def envoy_streams() -> None:
+    post, ok = envoy_headers(2, {":path": "/v1/completions", "x-prefiller-host-port": "a:1"}), envoy_headers(3, {":status": "200"})
+    body = [envoy_body(4, '{"prompt":"hello"', 0), envoy_body(4, "}", 0), field(4, field(2, 1))]
+    hint = field(8, field(1, field(1, "envoy.lb.subset_hint") + field(2, field(1, field(
+        1, "x-gateway-destination-endpoint-subset") + field(2, field(6, field(1, field(3, "10.0.0.1:8000"))))))))
+    protocol = field(11, field(1, 4) + field(2, 4))
+    served = field(8, field(1, field(1, "envoy.lb") + field(2, field(1, field(
+        1, "x-gateway-destination-endpoint-served") + field(2, field(3, "10.0.0.1:8000"))))))
+    put("ext_proc_stream", "post", envoy(post + hint + protocol, *body, ok + served, envoy_body(5, "data: 1", 0), field(5, field(2, 1))))
+    put("ext_proc_stream", "get", envoy(envoy_headers(2, {":path": "/v1/models"}, 1), ok, envoy_body(5, "{}", 1)))
+    put("ext_proc_stream", "trailers", envoy(
+        envoy_headers(2, {}), *body[:2], field(6, b""), envoy_headers(3, {"a": "b", "c": "d"}), envoy_body(5, "x", 0), field(7, b"")))
+    put("ext_proc_stream", "local_reply", envoy(post, body[0], envoy_headers(3, {":status": "408"}, 1)))
+    put("ext_proc_stream", "too_large", envoy(post, *[envoy_body(4, "x" * 4000, 0)] * 3))
+    put("ext_proc_stream", "out_of_place", envoy(envoy_body(5, "x", 0), post))
+
+
 wire()
 files()
 tokenizers()
+envoy_streams()
