@@ -92,7 +92,7 @@ pub(crate) struct Serve {
     #[arg(long, default_value_t = 512, value_parser = token_count)]
     pub max_num_batched_tokens: usize,
     /// Most prompt tokens in a step that generates as well: fewer keep answers flowing beside long prompts, more finish
-    /// the prompts sooner. Default: on the cpu as many as let steps take at most 1.8 times as long as without, elsewhere as
+    /// the prompts sooner. Default: on the cpu as many as let steps take at most 1.7 times as long as without, elsewhere as
     /// many as fit.
     #[arg(long, value_name = "TOKENS", value_parser = token_count)]
     pub max_prefill_beside_decode: Option<usize>,
@@ -225,7 +225,7 @@ pub(crate) struct Compile {
     #[arg(long, default_value_t = 512, value_parser = token_count)]
     pub max_num_batched_tokens: usize,
     /// Most prompt tokens in a step that generates as well: fewer keep answers flowing beside long prompts, more finish
-    /// the prompts sooner. Default: on the cpu as many as let steps take at most 1.8 times as long as without, elsewhere as
+    /// the prompts sooner. Default: on the cpu as many as let steps take at most 1.7 times as long as without, elsewhere as
     /// many as fit.
     #[arg(long, value_name = "TOKENS", value_parser = token_count)]
     pub max_prefill_beside_decode: Option<usize>,
@@ -276,7 +276,7 @@ pub(crate) enum KvDtype {
 }
 
 /// How many times as long as its answers alone a step may take with a prompt beside them, on a CPU.
-const STRETCH: f64 = 1.8;
+const STRETCH: f64 = 1.7;
 
 impl Serve {
     /// Prompt tokens that a step takes beside decodes. On a CPU computing them is what takes time, elsewhere a step is.
