@@ -72,7 +72,7 @@ def model(query: tuple[int, int]) -> tuple[list[bytes], list[tuple[str, list[int
 
 
 def wire() -> None:
-    put("kvx_wire", "preface", b"KVX1" + struct.pack("<BBH", 1, 0, 1))
+    put("kvx_wire", "preface", b"KVX1" + struct.pack("<BBH", 1, 0, 2))
     seal = struct.pack("<I", 0)
     put("kvx_wire", "chunk_header", struct.pack("<HBBIIIQI", 0x784B, 1, 0, 1, 2, 64, 128, 7) + seal)
     selection = struct.pack("<7I", 0, 2, 0, 2, 1, 2, 1)
@@ -89,8 +89,9 @@ def wire() -> None:
         10: struct.pack("<IQ", 1, 4096),
         13: struct.pack("<II", 1, 2),
         16: struct.pack("<IQQ", 2, 7, 8),
-        17: struct.pack("<IQQ", 2, 7, 8),
+        17: struct.pack("<IQ32sQ32s", 2, 7, bytes(32), 8, bytes(32)),
         18: struct.pack("<IQI", 1, 7, 500),
+        19: struct.pack("<Q32s", 7, bytes(32)),
         20: bytes(8),
         22: bytes(2),
         25: struct.pack("<IIQQIII", 1, 1, 1, 32768, 0, 0, 2) + struct.pack("<I", 0x6c7c5f7d),
