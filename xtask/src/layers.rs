@@ -27,6 +27,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("baton-sim", 2),
     ("baton-server", 3),
     ("baton-gateway", 3),
+    ("baton-epp", 3),
     ("baton-sidecar", 3),
     ("baton", 4),
     ("xtask", 4),

@@ -35,10 +35,43 @@ pub(crate) enum Command {
     Gateway(Gateway),
     /// The routing proxy beside a vLLM or SGLang decode server, with llm-d's flags.
     Sidecar(Box<Sidecar>),
+    /// The endpoint picker behind Envoy and the gateways made of it, with llm-d's flags and configuration.
+    Epp(Box<Epp>),
     /// Brings a model (smollm2) or a device plugin (cpu, tpu); prints where it lies.
     Fetch(Fetch),
     /// Compiles every program of a model for a device that is not here; prints memory and flops.
     Compile(Compile),
+}
+
+/// Of a build without the endpoint picker: whatever is said, the answer is how to get it.
+#[cfg(not(feature = "cluster"))]
+#[derive(Debug, Args)]
+pub(crate) struct Epp {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub args: Vec<String>,
+}
+
+#[cfg(feature = "cluster")]
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Epp {
+    #[command(subcommand)]
+    pub command: Option<EppCommand>,
+    #[command(flatten)]
+    pub settings: baton_epp::Settings,
+    /// End when standard input ends.
+    #[arg(long, hide = true)]
+    pub exit_with_parent: bool,
+}
+
+#[cfg(feature = "cluster")]
+#[derive(Debug, Subcommand)]
+pub(crate) enum EppCommand {
+    /// Says what a configuration means, and what is wrong with it.
+    CheckConfig {
+        /// An EndpointPickerConfig, YAML or JSON.
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

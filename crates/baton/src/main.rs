@@ -3,6 +3,7 @@
 
 mod cli;
 mod compile;
+mod epp;
 mod fetch;
 mod gateway;
 mod lifetime;
@@ -49,6 +50,10 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::command(*args),
         Command::Gateway(args) => gateway::command(&args),
         Command::Sidecar(args) => sidecar::command(*args),
+        #[cfg(feature = "cluster")]
+        Command::Epp(args) => epp::command(*args),
+        #[cfg(not(feature = "cluster"))]
+        Command::Epp(args) => epp::command(&args),
         Command::Fetch(args) => fetch::command(&args),
         Command::Compile(args) => compile::command(&args),
     };

@@ -1,6 +1,6 @@
 //! A model server that does not think, for tests and measurements behind a proxy.
 //!
-//! Answers by path: `/seen` with what it got (`{"headers": {...}, "bytes": N, "sum": S}`), `/stream?n=N&gap_ms=G` with
+//! Answers by the beginning of the path: `/seen` with what it got (`{"headers": {...}, "bytes": N, "sum": S}`), `/stream?n=N&gap_ms=G` with
 //! N events of a hundred bytes, anything else with one kilobyte of JSON.
 #![allow(clippy::print_stdout, reason = "the ready line")]
 
@@ -77,7 +77,7 @@ impl Answer {
 async fn answer(request: Request<Incoming>, usual: Bytes) -> Response<Answer> {
     let (head, mut body) = request.into_parts();
     let (mut bytes, mut sum) = (0usize, 0u64);
-    let seen = head.uri.path() == "/seen";
+    let seen = head.uri.path().starts_with("/seen");
     while let Some(Ok(frame)) = body.frame().await {
         if let Ok(data) = frame.into_data() {
             bytes += data.len();
@@ -99,7 +99,7 @@ async fn answer(request: Request<Incoming>, usual: Bytes) -> Response<Answer> {
             .find_map(|(_, value)| value.parse().ok())
     };
     let (answer, kind) = match head.uri.path() {
-        "/seen" => {
+        path if path.starts_with("/seen") => {
             let headers = head
                 .headers
                 .iter()
@@ -109,7 +109,7 @@ async fn answer(request: Request<Incoming>, usual: Bytes) -> Response<Answer> {
                 serde_json::json!({"headers": headers, "bytes": bytes, "sum": sum.to_string()});
             (Answer::whole(seen.to_string().into()), "application/json")
         }
-        "/stream" => {
+        path if path.starts_with("/stream") => {
             let gap = number("gap_ms").filter(|&ms| ms > 0);
             let answer = Answer {
                 piece: Bytes::from(format!(

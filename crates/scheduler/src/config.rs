@@ -10,7 +10,7 @@ mod plugins;
 mod profiles;
 mod supply;
 
-pub use fields::Note;
+pub use fields::{Note, duration, quantity};
 pub use flow::FlowControl;
 pub use supply::{Attribute, DataLayer, Engines, FileDiscovery, MetricsSource, Parser, Tokens};
 

@@ -347,8 +347,9 @@ fn whole_float(value: &Value) -> Option<i64> {
     (n.abs() < 9e15).then_some(n as i64)
 }
 
-/// Go's way to write a length of time: numbers with units, one after another.
-fn duration(text: &str) -> Option<Duration> {
+/// A length of time as Go writes it: numbers with units, one after another, such as `1m30s`. `None` if it is none.
+#[must_use]
+pub fn duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }
@@ -379,8 +380,9 @@ fn duration(text: &str) -> Option<Duration> {
         .filter(|_| some)
 }
 
-/// A number with one of Kubernetes' suffixes; a `B` after it is tolerated.
-fn quantity(text: &str) -> Option<u64> {
+/// A number with one of Kubernetes' suffixes, such as `10Mi`; a `B` after it is tolerated. `None` if it is none.
+#[must_use]
+pub fn quantity(text: &str) -> Option<u64> {
     let text = text.strip_suffix('B').unwrap_or(text);
     let end = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')

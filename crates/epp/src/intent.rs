@@ -1,0 +1,88 @@
+//! What a request says by its headers, before its body is there.
+
+use crate::names;
+use baton_ext_proc::Headers;
+use std::net::{IpAddr, SocketAddr};
+
+/// What a path wants of its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Api {
+    /// A prompt in the field of this name.
+    Prompt(&'static str),
+    /// Whatever it is, it goes to a server that generates, as it came.
+    Other,
+}
+
+impl Api {
+    /// By the end of the path; a query does not count.
+    pub(crate) fn of(path: &str) -> Self {
+        const KNOWN: [(&str, &str); 6] = [
+            ("/chat/completions", "messages"),
+            ("/completions", "prompt"),
+            ("/responses", "input"),
+            ("/embeddings", "input"),
+            ("/conversations", "items"),
+            ("/messages", "messages"),
+        ];
+        let path = path.split(['?', '#']).next().unwrap_or(path);
+        let known = KNOWN.iter().find(|(end, _)| path.ends_with(end));
+        known.map_or(Self::Other, |(_, field)| Self::Prompt(field))
+    }
+}
+
+/// The first of the headers `names` that is there, as text.
+pub(crate) fn first<'a>(headers: &'a Headers, names: &[&str]) -> Option<&'a str> {
+    let text = names.iter().find_map(|name| headers.text(name))?.trim();
+    (!text.is_empty()).then_some(text)
+}
+
+/// What the request's body must hold. Only what is posted asks for an answer to a prompt.
+pub(crate) fn api(headers: &Headers) -> Api {
+    match headers.get(":method") {
+        Some(b"POST") => Api::of(first(headers, &names::PATHS).unwrap_or("")),
+        _ => Api::Other,
+    }
+}
+
+/// Whether `endpoint` is one of those that a test selects: addresses with or without ports, with commas between.
+pub(crate) fn selects(selection: &str, endpoint: SocketAddr) -> bool {
+    let is_it = |text: &str| {
+        let text = text.trim();
+        let bare = text.trim_start_matches('[').trim_end_matches(']');
+        text.parse() == Ok(endpoint) || bare.parse::<IpAddr>() == Ok(endpoint.ip())
+    };
+    selection.split(',').any(is_it)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_says_what_its_body_must_hold() {
+        for (path, api) in [
+            ("/v1/chat/completions", Api::Prompt("messages")),
+            ("/v1/completions?x=/chat/completions", Api::Prompt("prompt")),
+            ("/base/v1/responses", Api::Prompt("input")),
+            ("/v1/messages", Api::Prompt("messages")),
+            ("/v1/audio/transcriptions", Api::Other),
+            ("", Api::Other),
+        ] {
+            assert_eq!(Api::of(path), api, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_selection_names_machines_or_ports() {
+        let endpoint = "[::1]:80".parse().unwrap();
+        for (selection, selected) in [
+            ("::1", true),
+            ("[::1]", true),
+            ("10.0.0.1, [::1]:80", true),
+            ("[::1]:81", false),
+            ("", false),
+        ] {
+            assert_eq!(selects(selection, endpoint), selected, "{selection}");
+        }
+    }
+}

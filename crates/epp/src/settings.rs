@@ -1,0 +1,268 @@
+//! The command line: upstream's flags of all its generations, and what they mean together.
+//!
+//! What older generations had and means nothing here is accepted and named in a warning; what would change something
+//! that cannot be changed is refused.
+
+use baton_ext_proc::Limits;
+use baton_scheduler::config::{self, Invalid, PickerConfig};
+use clap::{ArgAction, Args};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where requests to a picker come from, and how it decides.
+#[derive(Clone, Debug, Args)]
+pub struct Settings {
+    /// Address to listen on. Default: every address if endpoints come from Kubernetes, else loopback.
+    #[arg(long, value_name = "IP")]
+    pub host: Option<IpAddr>,
+    /// Port of the proxy's questions (ext_proc over gRPC); 0 takes a free one.
+    #[arg(long, default_value_t = 9002, value_name = "PORT")]
+    pub grpc_port: u16,
+    /// Port of gRPC's health protocol, in plain text; 0 takes a free one.
+    #[arg(long, default_value_t = 9003, value_name = "PORT")]
+    pub grpc_health_port: u16,
+    /// Port of /metrics; 0 takes a free one.
+    #[arg(long, default_value_t = 9090, value_name = "PORT")]
+    pub metrics_port: u16,
+    /// Configuration, an EndpointPickerConfig in YAML or JSON.
+    #[arg(
+        long,
+        alias = "configFile",
+        value_name = "FILE",
+        conflicts_with = "config_text"
+    )]
+    pub config_file: Option<PathBuf>,
+    /// The same as text.
+    #[arg(long, alias = "configText", value_name = "TEXT")]
+    pub config_text: Option<String>,
+    /// Name of the InferencePool whose pods are the endpoints.
+    #[arg(long, value_name = "NAME", conflicts_with = "endpoint_selector")]
+    pub pool_name: Option<String>,
+    /// Its namespace.
+    #[arg(
+        long,
+        env = "NAMESPACE",
+        default_value = "default",
+        value_name = "NAMESPACE"
+    )]
+    pub pool_namespace: String,
+    /// Its API group.
+    #[arg(
+        long,
+        default_value = "inference.networking.k8s.io",
+        value_name = "GROUP"
+    )]
+    pub pool_group: String,
+    /// Labels of the pods that are the endpoints, without an InferencePool.
+    #[arg(long, value_name = "SELECTOR")]
+    pub endpoint_selector: Option<String>,
+    /// Ports of those pods.
+    #[arg(long, value_delimiter = ',', value_name = "PORTS")]
+    pub endpoint_target_ports: Vec<u16>,
+    /// A file that lists the endpoints, without Kubernetes: what the plugin `file-discovery` does.
+    #[arg(long, value_name = "FILE")]
+    pub endpoints_file: Option<PathBuf>,
+    /// Choose among all endpoints, whatever the proxy restricts.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub disable_endpoint_subset_filter: bool,
+    /// Speak TLS with the proxy.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub secure_serving: bool,
+    /// Folder with tls.crt and tls.key. Default: a certificate of its own.
+    #[arg(long, value_name = "FOLDER")]
+    pub cert_path: Option<PathBuf>,
+    /// Read the certificate again whenever it changes.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub enable_cert_reload: bool,
+    /// Answer questions about health on the proxy's port too.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub health_checking: bool,
+    /// Tell the proxy the candidates' scores.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub emit_endpoint_scores: bool,
+    /// How long requests are taken after SIGTERM, while readiness says no; 0s for not at all.
+    #[arg(long, default_value = "30s", value_parser = length, value_name = "DURATION")]
+    pub drain_timeout: Duration,
+    /// Longest message of the proxy, such as 10MiB.
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    pub grpc_max_recv_msg_size: Option<usize>,
+    /// Longest body of a request, such as 64MiB.
+    #[arg(long, default_value = "64MiB", value_parser = size, value_name = "SIZE")]
+    pub max_body_size: usize,
+    /// Longest wait for a decision, queueing not counted.
+    #[arg(long, default_value = "10s", value_parser = length, value_name = "DURATION")]
+    pub decision_timeout: Duration,
+    /// Keep the last N decisions and their reasons, at /debug/decisions beside the metrics.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub debug_decisions: usize,
+    /// Flags that mean nothing here.
+    #[command(flatten)]
+    pub ignored: Ignored,
+}
+
+macro_rules! ignored {
+    ($($field:ident $(short $short:literal)? ,)*) => {
+        /// Flags that upstream has, or had, and that change nothing here.
+        #[derive(Clone, Debug, Default, Args)]
+        pub struct Ignored {
+            $(#[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", value_name = "X" $(, short = $short)?)]
+            #[doc = concat!("`--", stringify!($field), "`, with dashes.")]
+            pub $field: Option<String>,)*
+        }
+
+        impl Ignored {
+            /// Those that were given, as they are written.
+            #[must_use]
+            pub fn given(&self) -> Vec<String> {
+                let mut given = Vec::new();
+                $(if self.$field.is_some() {
+                    given.push(format!("--{}", stringify!($field).replace('_', "-")));
+                })*
+                given
+            }
+        }
+    };
+}
+
+ignored! {
+    v short 'v',
+    zap_log_level,
+    zap_encoder,
+    zap_devel,
+    zap_stacktrace_level,
+    zap_time_encoding,
+    refresh_metrics_interval,
+    refresh_prometheus_metrics_interval,
+    metrics_staleness_threshold,
+    model_server_metrics_port,
+    model_server_metrics_path,
+    model_server_metrics_scheme,
+    model_server_metrics_https_insecure_skip_verify,
+    enable_pprof,
+    tracing,
+    metrics_endpoint_auth,
+    grpc_max_send_msg_size,
+    enable_grpc_stream_metrics,
+    allow_experimental_plugins,
+    kubeconfig,
+}
+
+/// What the settings mean.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub(crate) host: IpAddr,
+    pub(crate) grpc_port: u16,
+    pub(crate) health_port: u16,
+    pub(crate) metrics_port: u16,
+    pub(crate) picker: PickerConfig,
+    pub(crate) endpoints: PathBuf,
+    pub(crate) pool: String,
+    pub(crate) heeds_subset: bool,
+    pub(crate) emits_scores: bool,
+    pub(crate) secure: bool,
+    pub(crate) certificate: Option<PathBuf>,
+    pub(crate) reloads_certificate: bool,
+    pub(crate) health_beside: bool,
+    pub(crate) drain: Duration,
+    pub(crate) limits: Limits,
+    pub(crate) decisions: usize,
+}
+
+/// Why settings make no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// No file of that name, or no text in it.
+    #[error("cannot read {0}")]
+    Read(PathBuf, #[source] std::io::Error),
+    /// Neither YAML nor JSON.
+    #[error("the configuration is no YAML")]
+    Yaml(#[from] serde_norway::Error),
+    /// It says something that cannot be.
+    #[error("the configuration makes no sense:\n{0}")]
+    Invalid(#[from] Invalid),
+    /// Nobody says where the endpoints are.
+    #[error(
+        "say where the endpoints are: --endpoints-file, or the plugin file-discovery in the configuration"
+    )]
+    NoEndpoints,
+    /// Endpoints from Kubernetes.
+    #[error(
+        "endpoints from Kubernetes (--pool-name, --endpoint-selector) cannot be had yet: give --endpoints-file"
+    )]
+    Kubernetes,
+}
+
+impl Settings {
+    /// Reads the configuration and puts everything together, with what is worth saying about it.
+    ///
+    /// # Errors
+    /// See [`SettingsError`].
+    pub fn resolve(self) -> Result<(Config, Vec<String>), SettingsError> {
+        if self.pool_name.is_some() || self.endpoint_selector.is_some() {
+            return Err(SettingsError::Kubernetes);
+        }
+        let picker = config::load(&self.configuration()?)?;
+        let mut warnings: Vec<String> = picker.warnings.iter().map(ToString::to_string).collect();
+        for flag in self.ignored.given() {
+            warnings.push(format!("{flag} means nothing here"));
+        }
+        let discovery = picker
+            .data
+            .discovery
+            .as_ref()
+            .map(|d| PathBuf::from(&*d.path));
+        let endpoints = self.endpoints_file.or(discovery);
+        let limits = Limits {
+            max_body: self.max_body_size,
+            decision: self.decision_timeout,
+            ..Limits::default()
+        };
+        let config = Config {
+            host: self.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            grpc_port: self.grpc_port,
+            health_port: self.grpc_health_port,
+            metrics_port: self.metrics_port,
+            endpoints: endpoints.ok_or(SettingsError::NoEndpoints)?,
+            pool: self.pool_name.unwrap_or_default(),
+            picker,
+            heeds_subset: !self.disable_endpoint_subset_filter,
+            emits_scores: self.emit_endpoint_scores,
+            secure: self.secure_serving,
+            certificate: self.cert_path,
+            reloads_certificate: self.enable_cert_reload,
+            health_beside: self.health_checking,
+            drain: self.drain_timeout,
+            limits: Limits {
+                max_message: self.grpc_max_recv_msg_size.unwrap_or(limits.max_message),
+                ..limits
+            },
+            decisions: self.debug_decisions,
+        };
+        Ok((config, warnings))
+    }
+
+    fn configuration(&self) -> Result<serde_json::Value, SettingsError> {
+        let text = match (&self.config_file, &self.config_text) {
+            (Some(path), _) => std::fs::read_to_string(path)
+                .map_err(|error| SettingsError::Read(path.clone(), error))?,
+            (None, Some(text)) => text.clone(),
+            (None, None) => return Ok(config::default_config()),
+        };
+        Ok(serde_norway::from_str(&text)?)
+    }
+}
+
+/// A length of time as Go writes it.
+fn length(text: &str) -> Result<Duration, &'static str> {
+    config::duration(text).ok_or("this is no length of time, such as 200ms or 1m30s")
+}
+
+/// A quantity as Kubernetes writes it, with or without a `B` at its end.
+fn size(text: &str) -> Result<usize, &'static str> {
+    let bare = text.strip_suffix('B').unwrap_or(text);
+    let bytes = config::quantity(bare).and_then(|n| usize::try_from(n).ok());
+    bytes
+        .filter(|&n| n > 0)
+        .ok_or("this is no size, such as 10MiB")
+}
