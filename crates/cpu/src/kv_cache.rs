@@ -12,9 +12,11 @@
 use crate::matrix::ROWS;
 use crate::shared::{Plain, Shared};
 use crate::simd::{Isa, Simd, Task};
+use crate::team::Team;
 use baton_kv::{BlockId, DType, KvLayout, fp8};
 use half::bf16;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Slots of a tile of keys.
 pub(crate) const SLOTS: usize = ROWS;
@@ -226,27 +228,12 @@ impl KvCache {
     }
 
     /// Blocks in canonical order, see [`KvLayout`]; `out` has exactly their bytes.
-    pub(crate) fn export(&mut self, blocks: &[BlockId], out: &mut [u8]) {
-        let (isa, shape, way) = (self.isa, &self.shape, Leave(out));
+    pub(crate) fn export(&mut self, team: &mut Team, blocks: &[BlockId], out: &mut [u8]) {
+        let (isa, shape) = (self.isa, &self.shape);
         match &mut self.pool {
-            Pool::F32(layers) => isa.run(Move {
-                shape,
-                layers,
-                blocks,
-                way,
-            }),
-            Pool::Bf16(layers) => isa.run(Move {
-                shape,
-                layers,
-                blocks,
-                way,
-            }),
-            Pool::Fp8(layers) => isa.run(Move {
-                shape,
-                layers,
-                blocks,
-                way,
-            }),
+            Pool::F32(layers) => export(team, isa, (shape, layers, blocks), out),
+            Pool::Bf16(layers) => export(team, isa, (shape, layers, blocks), out),
+            Pool::Fp8(layers) => export(team, isa, (shape, layers, blocks), out),
         }
     }
 
@@ -302,6 +289,32 @@ unsafe fn write<E: Element>(
             put(at, v);
         }
     }
+}
+
+/// Each member of the team takes the next layer until none is left.
+fn export<E: Element>(
+    team: &mut Team,
+    isa: Isa,
+    (shape, layers, blocks): (&Shape, &mut [Shared<E>], &[BlockId]),
+    out: &mut [u8],
+) {
+    let of_layer = out.len() / layers.len().max(1);
+    if of_layer == 0 {
+        return;
+    }
+    let parts = layers.chunks_mut(1).zip(out.chunks_exact_mut(of_layer));
+    let parts = Mutex::new(parts);
+    let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+    team.run(&|_| {
+        while let Some((layers, out)) = next() {
+            isa.run(Move {
+                shape,
+                layers,
+                blocks,
+                way: Leave(out),
+            });
+        }
+    });
 }
 
 /// Blocks on their way between their homes and the canonical order, in which a home's keys, then its values, lie slot by slot.
@@ -487,10 +500,10 @@ mod tests {
     #[test]
     fn blocks_leave_in_canonical_order_and_come_back_elsewhere() {
         for dtype in [DType::F32, DType::BF16, DType::Fp8E4M3] {
-            let mut cache = filled(dtype);
+            let (mut cache, mut team) = (filled(dtype), Team::new(2, None).unwrap());
             let layout = layout(dtype);
             let mut bytes = vec![0xaa; 2 * layout.block_bytes()];
-            cache.export(&[BlockId(3), BlockId(1)], &mut bytes);
+            cache.export(&mut team, &[BlockId(3), BlockId(1)], &mut bytes);
             let mut elements = bytes.chunks_exact(dtype.bytes());
             for layer in 0..2 {
                 for head in 0..3 {
@@ -516,9 +529,9 @@ mod tests {
             }
             cache.import(&[BlockId(0), BlockId(2)], &bytes);
             let mut again = vec![0; bytes.len()];
-            cache.export(&[BlockId(0), BlockId(2)], &mut again);
+            cache.export(&mut team, &[BlockId(0), BlockId(2)], &mut again);
             assert!(again == bytes);
-            cache.export(&[BlockId(3), BlockId(1)], &mut again);
+            cache.export(&mut team, &[BlockId(3), BlockId(1)], &mut again);
             assert!(again == bytes);
         }
     }
@@ -544,6 +557,7 @@ mod tests {
                 ..layout(dtype)
             };
             let mut cache = KvCache::new(&layout, 32).unwrap();
+            let mut team = Team::new(1, None).unwrap();
             let blocks: Vec<BlockId> = (0..32).map(BlockId).collect();
             let mut bytes = vec![0; 32 * layout.block_bytes()];
             let row = vec![0.5; 4 * 64];
@@ -557,7 +571,7 @@ mod tests {
                 cache.import(&blocks, &bytes);
                 time(0, start);
                 let start = std::time::Instant::now();
-                cache.export(&blocks, &mut bytes);
+                cache.export(&mut team, &blocks, &mut bytes);
                 time(1, start);
                 let start = std::time::Instant::now();
                 for i in 0..4 * 32 * 32_u32 {

@@ -189,7 +189,7 @@ impl Runner for CpuRunner {
 
     fn export(&mut self, blocks: &[BlockId], out: &mut [u8]) -> Result<(), RunnerError> {
         self.spec.check_blocks(blocks, out.len())?;
-        self.forward.cache.export(blocks, out);
+        self.forward.cache.export(&mut self.team, blocks, out);
         Ok(())
     }
 
