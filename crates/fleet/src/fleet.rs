@@ -4,9 +4,10 @@ use crate::endpoint::EndpointSpec;
 use crate::exposition::Scraped;
 use crate::server::{Flight, Server, State};
 use arc_swap::ArcSwap;
+use baton_scheduler::flow::{Gauge, Room};
 use baton_scheduler::{
-    Decision, Endpoint, EndpointId, Explanation, Health, Load, Prompt, PromptHasher, Request,
-    Saturation, Scheduler, Unschedulable,
+    Decision, Detector, Endpoint, EndpointId, Explanation, Health, Load, Prompt, PromptHasher,
+    Request, Saturation, Scheduler, Unschedulable,
 };
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +30,8 @@ pub struct Fleet {
     listing: Mutex<u32>,
     /// Told when the list has changed.
     listed: watch::Sender<()>,
+    /// Told when servers may have more room or less, for whatever reason but our own requests.
+    news: watch::Sender<()>,
     /// How often the list, or what a server told of itself, has changed.
     version: AtomicU64,
     hasher: PromptHasher,
@@ -79,6 +82,7 @@ impl Fleet {
             servers: ArcSwap::default(),
             listing: Mutex::new(0),
             listed: watch::Sender::new(()),
+            news: watch::Sender::new(()),
             version: AtomicU64::new(0),
             hasher,
             deciding: Mutex::new(Deciding {
@@ -150,6 +154,8 @@ impl Fleet {
         for id in moved.into_iter().chain(gone) {
             deciding.scheduler.forget(id);
         }
+        drop(deciding);
+        self.news.send_replace(());
         Ok(())
     }
 
@@ -219,6 +225,7 @@ impl Fleet {
             let blocks = usize::try_from(tokens / block).unwrap_or(usize::MAX);
             scheduler.set_cache_size(server.id, blocks);
         }
+        self.news.send_replace(());
     }
 
     /// Notes how `server` is.
@@ -233,6 +240,7 @@ impl Fleet {
             server.succeeded();
         }
         tracing::info!(server = server.name(), address = %server.address, role = ?server.role, ?health, "server");
+        self.news.send_replace(());
     }
 
     /// `server` lost its cache.
@@ -342,6 +350,20 @@ impl Fleet {
         let mut deciding = self.deciding.lock();
         deciding.refresh(self, self.now());
         deciding.scheduler.saturation(&deciding.snapshot)
+    }
+
+    /// How much room servers have, for a queue before them.
+    #[must_use]
+    pub fn room(&self, detector: &Detector, gauge: Gauge) -> Room {
+        let mut deciding = self.deciding.lock();
+        deciding.refresh(self, self.now());
+        Room::of(&deciding.snapshot, detector, gauge)
+    }
+
+    /// Changes whenever servers were looked at, or came, or went.
+    #[must_use]
+    pub fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
     }
 
     /// All servers, as a decision would see them now.

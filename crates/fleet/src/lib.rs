@@ -8,6 +8,7 @@
 //! list nothing is kept but what still is in flight there; nothing that a server says makes this fail or grow.
 #![forbid(unsafe_code)]
 
+mod admission;
 mod breaker;
 mod discovery;
 mod endpoint;
@@ -17,6 +18,7 @@ mod probe;
 mod pulse;
 mod server;
 
+pub use admission::{Admission, Permit, Queue, Seen, Surroundings};
 pub use discovery::{BoxError, EndpointsFile, FileError, MAX_FILE_BYTES, parse as parse_file};
 pub use endpoint::{Address, AddressError, EndpointSpec, Labels, ROLE_LABEL};
 pub use exposition::{Reader, Scraped, Wanted, adapters};

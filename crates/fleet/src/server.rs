@@ -152,10 +152,12 @@ impl Server {
         let g = &self.state.gauges;
         let (waiting, running) = (g.waiting.load(Relaxed), g.running.load(Relaxed));
         let then = g.in_flight_then.load(Relaxed);
+        let now_there = g.in_flight.load(Relaxed);
         Load {
             waiting,
             running,
-            active: active(waiting, running, then, g.in_flight.load(Relaxed)),
+            active: active(waiting, running, then, now_there),
+            unseen: now_there.saturating_sub(then),
             tokens: g.tokens.load(Relaxed),
             kv_usage: f32::from_bits(g.kv_usage.load(Relaxed)),
             fresh: now < g.fresh_until.load(Relaxed),
@@ -230,12 +232,14 @@ impl Server {
 }
 
 /// What a server said, and what was sent to it and came back since: both are needed, because what it says is some
-/// hundred milliseconds old.
+/// hundred milliseconds old. What is under way there counts in any case: a decode server may not show yet whose prompt
+/// is computed elsewhere.
 fn active(waiting: u32, running: u32, in_flight_then: u32, in_flight_now: u32) -> u32 {
     let said = waiting.saturating_add(running);
     said.saturating_add(in_flight_now)
         .saturating_sub(in_flight_then)
         .max(waiting)
+        .max(in_flight_now)
 }
 
 /// A request at a server; counted there until dropped.
@@ -298,7 +302,7 @@ mod tests {
         let active = |in_flight_then, in_flight_now| active(2, 3, in_flight_then, in_flight_now);
         assert_eq!((active(4, 4), active(4, 7), active(4, 1)), (5, 8, 2));
         let silent = |in_flight_then, now| super::active(0, 0, in_flight_then, now);
-        assert_eq!((silent(0, 3), silent(9, 3)), (3, 0));
+        assert_eq!((silent(0, 3), silent(9, 3)), (3, 3));
         assert_eq!(super::active(u32::MAX, u32::MAX, 0, u32::MAX), u32::MAX);
     }
 
@@ -317,6 +321,7 @@ mod tests {
             waiting: 2,
             running: 0,
             active: 3,
+            unseen: 1,
             tokens: 15,
             kv_usage: 0.5,
             fresh: true,

@@ -143,6 +143,8 @@ pub struct Load {
     pub running: u32,
     /// Requests that wait, run, or are on their way: at least `waiting`.
     pub active: u32,
+    /// How many more requests are under way there than when it said what it said: what it has not shown yet.
+    pub unseen: u32,
     /// Tokens of the requests that were sent there and are not over, by our own account.
     pub tokens: u64,
     /// Part of the KV pool in use, 0 to 1; other values are clamped, not-a-number counts as full.
@@ -158,6 +160,7 @@ impl Default for Load {
             waiting: 0,
             running: 0,
             active: 0,
+            unseen: 0,
             tokens: 0,
             kv_usage: 0.0,
             fresh: true,

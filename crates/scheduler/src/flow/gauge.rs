@@ -1,8 +1,7 @@
 //! From what is known of servers to how much they have room for.
 //!
-//! What a server said is some time old. Requests that were sent to it since then, and that it has not shown among those
-//! waiting or running, count as waiting: an idle server so takes at most as many at once as it may have waiting, until it
-//! has been looked at again.
+//! What a server said is some time old. Requests that were sent to it since then count as waiting: an idle server so takes
+//! at most as many at once as it may have waiting, until it has been looked at again.
 
 use super::room::{Gauge, Level, Room};
 use crate::saturation::{Concurrency, Counted, Detector, Utilization};
@@ -75,10 +74,8 @@ fn steps(detector: &Detector) -> (f64, f64) {
 }
 
 fn with_unseen(load: &Load) -> Load {
-    let seen = load.waiting.saturating_add(load.running);
-    let unseen = load.active.saturating_sub(seen);
     Load {
-        waiting: load.waiting.saturating_add(unseen),
+        waiting: load.waiting.saturating_add(load.unseen),
         ..*load
     }
 }
@@ -102,6 +99,7 @@ mod tests {
             waiting,
             running,
             active,
+            unseen: active.saturating_sub(waiting + running),
             ..Load::default()
         };
         server(Role::Decode, load)

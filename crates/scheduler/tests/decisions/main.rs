@@ -614,6 +614,7 @@ fn any_endpoint(id: u32) -> impl Strategy<Value = Endpoint> {
             waiting,
             running: active / 2,
             active: active.max(waiting),
+            unseen: active / 3,
             tokens,
             kv_usage,
             fresh,

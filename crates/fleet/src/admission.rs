@@ -1,0 +1,398 @@
+//! The gate before the servers: requests wait here, not in the servers' own queues, until one of them has room.
+//!
+//! [`FlowControl`] decides; this gives it a clock, wakes whoever may go, and takes out whoever went away. Requests that
+//! find room go at once, without another task; the others are woken by [`Admission::run`], which itself wakes when a
+//! permit comes back, when servers were looked at, and when somebody has waited too long: nothing is polled.
+
+use crate::fleet::Fleet;
+use baton_scheduler::flow::{
+    Arrival, Departure, FlowConfig, FlowControl, Grant, Handle, Outcome, Room,
+};
+use parking_lot::{Mutex, MutexGuard};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+/// Between two looks at the servers for what was learnt of them: a large fleet is heard of all the time.
+const BREATH: Duration = Duration::from_millis(5);
+
+/// What became of a request at the gate, for metrics.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// What became of it.
+    pub outcome: Outcome,
+    /// The flow that it waited in; the one it asked for, if it was refused.
+    pub flow: &'a str,
+    /// Its priority.
+    pub priority: i32,
+    /// How long it waited.
+    pub waited: Duration,
+}
+
+/// Tells how much room servers have, and is told what becomes of requests. Both are called with the queue locked: they
+/// must not come back here.
+pub struct Surroundings {
+    /// How much room servers have now.
+    pub room: Box<dyn Fn() -> Room + Send + Sync>,
+    /// Notes what became of a request.
+    pub seen: Box<dyn Fn(&Seen<'_>) + Send + Sync>,
+}
+
+type Answer = Result<Permit, Outcome>;
+/// The queue, with whom to answer.
+pub type Queue = FlowControl<oneshot::Sender<Answer>>;
+
+/// The gate.
+pub struct Admission {
+    queue: Mutex<Queue>,
+    around: Surroundings,
+    /// Whether servers may have more room than the queue knows.
+    news: AtomicBool,
+    /// Whether anybody waits: news wake nobody otherwise, and are looked at when the next request comes.
+    crowded: AtomicBool,
+    wake: Notify,
+    began: Instant,
+}
+
+impl fmt::Debug for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Admission")
+    }
+}
+
+/// Leave to go to a server. Dropped when the request is over, which may let another one go.
+#[derive(Debug)]
+pub struct Permit {
+    gate: Arc<Admission>,
+    /// What it takes of the servers' room, until it is counted there.
+    grant: Option<Grant>,
+}
+
+impl Permit {
+    /// The request is counted at its server from now on.
+    pub fn placed(&mut self) {
+        if let Some(grant) = self.grant.take() {
+            self.gate.queue.lock().placed(grant);
+        }
+    }
+
+    /// A server that took part in this request is free again, though the request goes on.
+    pub fn part_done(&self) {
+        self.gate.changed();
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.placed();
+        self.gate.changed();
+    }
+}
+
+/// A request that waits; leaves the queue when dropped.
+struct Waiting<'a> {
+    gate: &'a Arc<Admission>,
+    handle: Option<Handle>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let Some(handle) = self.handle else { return };
+        let (mut queue, now) = self.gate.locked();
+        if let Some(left) = queue.cancel(now, handle) {
+            self.gate.note(&left);
+        }
+    }
+}
+
+impl Admission {
+    /// A gate that lets nobody through before `around` says that there is room.
+    #[must_use]
+    pub fn new(config: FlowConfig, around: Surroundings) -> Arc<Self> {
+        Arc::new(Self {
+            queue: Mutex::new(FlowControl::new(config)),
+            around,
+            news: AtomicBool::new(true),
+            crowded: AtomicBool::new(false),
+            wake: Notify::new(),
+            began: Instant::now(),
+        })
+    }
+
+    /// Waits until the request may go to a server. Cancel safe: who stops waiting leaves the queue at once.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub async fn admit(self: &Arc<Self>, arrival: &Arrival<'_>) -> Result<Permit, Outcome> {
+        let (sender, receiver) = oneshot::channel();
+        let mut waiting = {
+            let (mut queue, now) = self.locked();
+            let handle = match queue.enqueue(now, arrival, sender) {
+                Ok(handle) => handle,
+                Err(refused) => {
+                    (self.around.seen)(&Seen {
+                        outcome: refused.outcome,
+                        flow: arrival.flow,
+                        priority: arrival.priority,
+                        waited: Duration::ZERO,
+                    });
+                    return Err(refused.outcome);
+                }
+            };
+            self.turn(&mut queue, now);
+            if !queue.is_empty() {
+                // Its deadline may be the first one; and there may be news since.
+                self.wake.notify_one();
+            }
+            let handle = Some(handle);
+            Waiting { gate: self, handle }
+        };
+        let answer = receiver.await;
+        waiting.handle = None;
+        // The sender is dropped without a word by nobody.
+        answer.unwrap_or(Err(Outcome::EvictedOther))
+    }
+
+    /// Servers, or what is known of them, have changed.
+    pub fn changed(&self) {
+        self.news.store(true, SeqCst);
+        if self.crowded.load(SeqCst) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Refuses everybody from now on, those who wait included.
+    pub fn close(self: &Arc<Self>) {
+        let (mut queue, now) = self.locked();
+        while let Some(left) = queue.drain(now) {
+            self.answer(&mut queue, left);
+        }
+    }
+
+    /// Lets requests go and turns them away in time, for as long as it is polled.
+    pub async fn run(self: Arc<Self>) {
+        loop {
+            let wakeup = {
+                let (mut queue, now) = self.locked();
+                self.turn(&mut queue, now);
+                queue.next_wakeup()
+            };
+            let due = async {
+                match wakeup {
+                    Some(at) => tokio::time::sleep_until(self.began + at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = due => {}
+            }
+        }
+    }
+
+    /// Hears of what is learnt of `fleet`'s servers, for as long as it is polled; of much at a time only once.
+    pub async fn follow(self: Arc<Self>, fleet: Arc<Fleet>) {
+        let mut news = fleet.news();
+        while news.changed().await.is_ok() {
+            self.changed();
+            tokio::time::sleep(BREATH).await;
+        }
+    }
+
+    /// Looks at the queue, for metrics. It is locked meanwhile.
+    pub fn look<R>(&self, look: impl FnOnce(&Queue) -> R) -> R {
+        look(&self.queue.lock())
+    }
+
+    fn locked(&self) -> (MutexGuard<'_, Queue>, Duration) {
+        let queue = self.queue.lock();
+        // Only now: time does not go backwards for the queue.
+        (queue, self.began.elapsed())
+    }
+
+    /// Turns away whoever has waited too long, and lets go whoever may.
+    fn turn(self: &Arc<Self>, queue: &mut Queue, now: Duration) {
+        // Before the news are looked at: see `changed`.
+        self.crowded.store(!queue.is_empty(), SeqCst);
+        if self.news.swap(false, SeqCst) {
+            queue.set_room(now, (self.around.room)());
+        }
+        while let Some(left) = queue.expire(now) {
+            self.answer(queue, left);
+        }
+        while let Some(went) = queue.dispatch(now) {
+            self.answer(queue, went);
+        }
+        self.crowded.store(!queue.is_empty(), SeqCst);
+    }
+
+    fn answer(self: &Arc<Self>, queue: &mut Queue, left: Departure<oneshot::Sender<Answer>>) {
+        self.note(&left);
+        if left.outcome != Outcome::Dispatched {
+            // Who does not listen any more need not be told.
+            left.ticket.send(Err(left.outcome)).ok();
+            return;
+        }
+        let permit = Permit {
+            gate: self.clone(),
+            grant: Some(left.grant),
+        };
+        if let Err(Ok(mut unused)) = left.ticket.send(Ok(permit)) {
+            // Dropping it as it is would lock the queue once more.
+            unused
+                .grant
+                .take()
+                .into_iter()
+                .for_each(|g| queue.placed(g));
+        }
+    }
+
+    fn note<T>(&self, left: &Departure<T>) {
+        (self.around.seen)(&Seen {
+            outcome: left.outcome,
+            flow: &left.flow,
+            priority: left.priority,
+            waited: left.waited,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    use tokio::task::JoinHandle;
+    use tokio::task::yield_now;
+
+    /// A server with so many places.
+    struct Server {
+        places: AtomicU32,
+        outcomes: Mutex<Vec<(Outcome, String)>>,
+    }
+
+    fn gate(places: u32, config: FlowConfig) -> (Arc<Admission>, Arc<Server>) {
+        let server = Arc::new(Server {
+            places: AtomicU32::new(places),
+            outcomes: Mutex::default(),
+        });
+        let (free, told) = (server.clone(), server.clone());
+        let around = Surroundings {
+            room: Box::new(move || Room::of_slots(free.places.load(Relaxed), None)),
+            seen: Box::new(move |seen| {
+                let flow = seen.flow.to_owned();
+                told.outcomes.lock().push((seen.outcome, flow));
+            }),
+        };
+        let gate = Admission::new(config, around);
+        tokio::spawn(gate.clone().run());
+        (gate, server)
+    }
+
+    fn send(gate: &Arc<Admission>, flow: &'static str) -> JoinHandle<Answer> {
+        let gate = gate.clone();
+        tokio::spawn(async move {
+            let arrival = Arrival {
+                flow,
+                ..Arrival::new()
+            };
+            gate.admit(&arrival).await
+        })
+    }
+
+    async fn settle() {
+        for _ in 0..10 {
+            yield_now().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_permit_that_comes_back_lets_the_next_one_go() {
+        let (gate, server) = gate(1, FlowConfig::default());
+        let mut first = send(&gate, "a").await.unwrap().unwrap();
+        server.places.store(0, Relaxed);
+        first.placed();
+        let (second, third) = (send(&gate, "a"), send(&gate, "a"));
+        settle().await;
+        assert!(!second.is_finished() && gate.look(|q| q.usage().requests) == 2);
+        server.places.store(1, Relaxed);
+        drop(first);
+        let second = second.await.unwrap().unwrap();
+        settle().await;
+        // The second one is not at its server yet: the place is taken all the same.
+        assert!(!third.is_finished());
+        drop(second);
+        third.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_too_long_is_told_without_anything_else_happening() {
+        let (gate, server) = gate(0, FlowConfig::default());
+        let began = Instant::now();
+        assert_eq!(
+            send(&gate, "a").await.unwrap().unwrap_err(),
+            Outcome::EvictedTtl
+        );
+        assert_eq!(began.elapsed().as_secs(), 60);
+        assert_eq!(
+            *server.outcomes.lock(),
+            [(Outcome::EvictedTtl, "a".to_owned())]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_away_leaves_the_queue_at_once() {
+        let (gate, server) = gate(0, FlowConfig::default());
+        let (gone, stays) = (send(&gate, "gone"), send(&gate, "stays"));
+        settle().await;
+        gone.abort();
+        settle().await;
+        assert_eq!(gate.look(|q| q.usage().requests), 1);
+        server.places.store(1, Relaxed);
+        gate.changed();
+        let permit = stays.await.unwrap().unwrap();
+        let outcomes: Vec<Outcome> = server.outcomes.lock().iter().map(|o| o.0).collect();
+        assert_eq!(
+            outcomes,
+            [Outcome::EvictedContextCancelled, Outcome::Dispatched]
+        );
+        // Let go, and gone before it heard of it: the place is free again.
+        let late = send(&gate, "late");
+        settle().await;
+        assert!(!late.is_finished());
+        drop(permit);
+        late.abort();
+        settle().await;
+        send(&gate, "next").await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closed_gate_tells_everybody() {
+        let (gate, _server) = gate(0, FlowConfig::default());
+        let waits = send(&gate, "a");
+        settle().await;
+        gate.close();
+        assert_eq!(waits.await.unwrap().unwrap_err(), Outcome::EvictedOther);
+        let late = send(&gate, "a").await.unwrap();
+        assert_eq!(late.unwrap_err(), Outcome::RejectedOther);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_queue_refuses() {
+        let config = FlowConfig {
+            max_requests: Some(1),
+            ..FlowConfig::default()
+        };
+        let (gate, server) = gate(0, config);
+        let _waits = send(&gate, "a");
+        settle().await;
+        let refused = send(&gate, "b").await.unwrap();
+        assert_eq!(refused.unwrap_err(), Outcome::RejectedCapacity);
+        assert_eq!(
+            *server.outcomes.lock(),
+            [(Outcome::RejectedCapacity, "b".to_owned())]
+        );
+    }
+}
