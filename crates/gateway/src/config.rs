@@ -1,8 +1,11 @@
 //! The configuration file of `baton gateway`, and what makes sense in it.
 
+use crate::flow::{FlowControlConfig, FlowError};
+use crate::keys::{ApiKey, KeyError, Keys};
 use baton_fleet::{
     Address, BoxError, EndpointSpec, EndpointsFile, FileError, ListError, ROLE_LABEL,
 };
+use baton_http::{FolderError, Identity};
 use baton_scheduler::{Policy, Role, Weights};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -34,6 +37,18 @@ pub struct GatewayConfig {
     pub prefill_weights: Weights,
     /// Bounds.
     pub limits: Limits,
+    /// The certificate, if clients speak TLS: `"self-signed"`, or `{"folder": PATH}` with `tls.crt` and `tls.key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Certificate>,
+    /// Who may ask; everybody, if neither this nor `api_key_file` is there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub api_keys: Vec<ApiKey>,
+    /// A file with more of them: lines of `TENANT KEY`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_key_file: Option<PathBuf>,
+    /// Whether requests wait here while servers are busy, and how.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flow_control: Option<FlowControlConfig>,
 }
 
 impl Default for GatewayConfig {
@@ -48,8 +63,22 @@ impl Default for GatewayConfig {
             decode_weights: policy.decode,
             prefill_weights: policy.prefill,
             limits: Limits::default(),
+            tls: None,
+            api_keys: Vec::new(),
+            api_key_file: None,
+            flow_control: None,
         }
     }
+}
+
+/// Where the gateway's certificate comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Certificate {
+    /// Made when it starts: it encrypts, and proves nothing.
+    SelfSigned,
+    /// `tls.crt` and `tls.key` in this folder, which are read again when they change.
+    Folder(PathBuf),
 }
 
 /// One model server.
@@ -132,6 +161,15 @@ pub enum ConfigError {
     /// The list does not make a fleet.
     #[error(transparent)]
     List(#[from] ListError),
+    /// There is no certificate.
+    #[error("tls: {0}")]
+    Tls(#[from] FolderError),
+    /// The queue makes no sense.
+    #[error(transparent)]
+    Flow(#[from] FlowError),
+    /// The keys make no sense.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
     /// The system has no randomness to give.
     #[error("no randomness")]
     Random,
@@ -174,10 +212,30 @@ impl GatewayConfig {
         {
             return Err(ConfigError::Limits);
         }
+        self.identity()?;
+        self.keys()?;
+        self.flow_control
+            .as_ref()
+            .map(FlowControlConfig::plan)
+            .transpose()?;
         match self.file() {
             None => specs(&self.endpoints),
             Some(file) => Ok(file.read()?),
         }
+    }
+
+    /// Who the gateway is to clients that speak TLS.
+    pub(crate) fn identity(&self) -> Result<Option<Identity>, FolderError> {
+        let identity = |certificate: &Certificate| match certificate {
+            Certificate::SelfSigned => Ok(Identity::self_signed()?),
+            Certificate::Folder(folder) => Identity::from_folder(folder),
+        };
+        self.tls.as_ref().map(identity).transpose()
+    }
+
+    /// Who may ask.
+    pub(crate) fn keys(&self) -> Result<Keys, KeyError> {
+        Keys::new(&self.api_keys, self.api_key_file.as_deref())
     }
 
     /// The endpoints file, if there is one.

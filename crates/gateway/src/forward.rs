@@ -8,20 +8,19 @@ use crate::front::{Gateway, ResponseBody};
 use crate::metrics::{Retry, Timer};
 use crate::outgoing::Outgoing;
 use crate::refusal::Refusal;
-use baton_fleet::{Flight, Route};
+use baton_fleet::{Flight, Permit, Route};
 use baton_http::{BodyError, ClientError, collect, strip_hop_by_hop};
-use baton_openai::facts::Facts;
 use baton_openai::{ApiError, ErrorKind};
-use baton_scheduler::{EndpointId, Request, Unschedulable};
-use bytes::Bytes;
+use baton_scheduler::{EndpointId, Prompt, Request, Unschedulable};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
 
-/// What a streamed answer holds until its end: its place here, its count at the server, its time.
-pub(crate) type Guard = (OwnedSemaphorePermit, Flight, Timer);
+/// What a streamed answer holds until its end: its place here, its count at the server, its time, and last, since it
+/// wakes others who look at that count, its leave to go there.
+pub(crate) type Guard = (OwnedSemaphorePermit, Flight, Timer, Option<Permit>);
 
 /// Most models that an error names.
 const MAX_NAMED: usize = 16;
@@ -45,47 +44,50 @@ pub(crate) struct Journey {
     pub(crate) outgoing: Outgoing,
     pub(crate) place: OwnedSemaphorePermit,
     pub(crate) timer: Timer,
+    /// Leave to go to a server, where that is needed.
+    pub(crate) permit: Option<Permit>,
 }
 
-/// Answers `journey`, whose body, as it came, says `facts`.
+/// What a decision needs of a request.
+pub(crate) struct Asked {
+    /// The model, if it is named.
+    pub(crate) model: Option<String>,
+    pub(crate) prompt: Prompt,
+}
+
+/// Answers `journey`.
 pub(crate) async fn forward(
     gateway: &Gateway,
-    journey: Journey,
-    body: &Bytes,
-    facts: &Facts,
+    mut journey: Journey,
+    asked: &Asked,
 ) -> Result<Response<ResponseBody>, Refusal> {
-    let body = [body];
-    let model = facts.model_name(&body);
-    let model = model.as_deref();
-    let text: Vec<&[u8]> = facts.prompt_slices(&body).collect();
-    let prompt = gateway
-        .fleet
-        .prompt(model.unwrap_or(""), &text, facts.tokens());
+    let (model, prompt) = (asked.model.as_deref(), &asked.prompt);
     let mut tried: Vec<EndpointId> = Vec::new();
     let mut failure = Err(Refusal::NoServer);
     while tried.len() < gateway.limits.max_tries {
         let request = Request {
             model,
             avoid: &tried,
-            ..Request::new(&prompt)
+            ..Request::new(prompt)
         };
         let route = match gateway.fleet.route(&request) {
             Ok(route) => route,
             Err(Unschedulable::UnknownModel) => return Err(unknown_model(model, gateway)),
             Err(_) => break,
         };
+        journey.permit.iter_mut().for_each(Permit::placed);
         gateway.metrics.decided(&route.decision.prefill);
         tracing::debug!(server = route.decode.name(), decision = ?route.decision, "routed");
         let server = route.decode.server().clone();
         tried.push(server.id);
-        let reason = match attempt(gateway, &journey.outgoing, route).await {
+        let reason = match attempt(gateway, &journey, route).await {
             Outcome::Stream(response, flight) => {
-                gateway.fleet.answered(&server, &prompt);
+                gateway.fleet.answered(&server, prompt);
                 return Ok(stream(response, flight, journey));
             }
             Outcome::Whole(response) => {
                 match response.status() {
-                    status if status.is_success() => gateway.fleet.answered(&server, &prompt),
+                    status if status.is_success() => gateway.fleet.answered(&server, prompt),
                     StatusCode::INTERNAL_SERVER_ERROR => gateway.fleet.failed(&server),
                     _ => {}
                 }
@@ -108,12 +110,15 @@ pub(crate) async fn forward(
     failure
 }
 
-async fn attempt(gateway: &Gateway, outgoing: &Outgoing, route: Route) -> Outcome {
+async fn attempt(gateway: &Gateway, journey: &Journey, route: Route) -> Outcome {
     let Route {
         decode, prefill, ..
     } = route;
     let prefiller = prefill.as_ref().map(|p| p.address.authority());
-    let Some(request) = outgoing.request(decode.address.authority(), prefiller) else {
+    let Some(request) = journey
+        .outgoing
+        .request(decode.address.authority(), prefiller)
+    else {
         return Outcome::Lost;
     };
     let sent = tokio::select! {
@@ -121,7 +126,10 @@ async fn attempt(gateway: &Gateway, outgoing: &Outgoing, route: Route) -> Outcom
         () = decode.silence() => return Outcome::Lost,
     };
     // The prompt is done: the prefill server has no more work with this request.
-    drop(prefill);
+    if prefill.is_some() {
+        drop(prefill);
+        journey.permit.iter().for_each(Permit::part_done);
+    }
     let response = match sent {
         Ok(response) => response,
         Err(error) => {
@@ -206,7 +214,7 @@ fn stream(
         _ => Ending::Own,
     };
     let silence = Box::pin(flight.silence());
-    let guard = (journey.place, flight, journey.timer);
+    let guard = (journey.place, flight, journey.timer, journey.permit);
     Response::from_parts(
         parts,
         Either::Right(Events::new(body, silence, ending, guard)),

@@ -2,7 +2,9 @@
 
 use crate::config::{ConfigError, GatewayConfig, Limits};
 use crate::events::Events;
-use crate::forward::{Guard, Journey, forward};
+use crate::flow::Flow;
+use crate::forward::{Asked, Guard, Journey, forward};
+use crate::keys::{Keys, Who};
 use crate::metrics::{Metrics, Timer};
 use crate::models;
 use crate::outgoing::{Outgoing, forwardable, without_foreign_kv};
@@ -13,11 +15,12 @@ use baton_openai::facts::Facts;
 use baton_openai::{ApiError, ErrorKind};
 use baton_scheduler::{Health, PrefixIndex, Scheduler};
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
+use std::borrow::Cow;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tracing::Instrument as _;
@@ -32,6 +35,9 @@ pub(crate) struct Gateway {
     pub(crate) client: Client,
     pub(crate) metrics: Metrics,
     pub(crate) limits: Limits,
+    /// The queue, if requests wait here.
+    pub(crate) flow: Option<Flow>,
+    keys: Keys,
     places: Arc<Semaphore>,
     body_budget: Budget,
 }
@@ -54,10 +60,21 @@ impl Gateway {
         let index = PrefixIndex::new(limits.prefix_blocks_per_server);
         let scheduler = Scheduler::new(config.policy(), index);
         let key = getrandom::u64().map_err(|_| ConfigError::Random)?;
+        let fleet = Arc::new(Fleet::new(scheduler, key));
+        let metrics = Metrics::new(config.flow_control.is_some());
+        let flow = match (&config.flow_control, &metrics.flow) {
+            (Some(section), Some(seen)) => {
+                let prefill_from = config.pd_threshold;
+                Some(Flow::new(section, prefill_from, &fleet, seen.clone())?)
+            }
+            _ => None,
+        };
         Ok(Self {
-            fleet: Arc::new(Fleet::new(scheduler, key)),
+            fleet,
             client: Client::default(),
-            metrics: Metrics::new(),
+            metrics,
+            flow,
+            keys: config.keys()?,
             places: Arc::new(Semaphore::new(
                 limits.max_in_flight.min(Semaphore::MAX_PERMITS),
             )),
@@ -100,7 +117,10 @@ impl Gateway {
             Target::Health => self.health(),
             Target::Version => Ok(json(StatusCode::OK, Bytes::from_static(VERSION.as_bytes()))),
             Target::Metrics => Ok(self.render_metrics()),
-            Target::Models => models::answer(self, &split(req, id).0).await,
+            Target::Models => {
+                self.tenant(&req)?;
+                models::answer(self, &self.split(req, id).0).await
+            }
             Target::Server => self.serve(req, id, timer).await,
         }
     }
@@ -120,7 +140,11 @@ impl Gateway {
     }
 
     fn render_metrics(&self) -> Response<ResponseBody> {
-        let mut response = json(StatusCode::OK, self.metrics.render(&self.fleet).into());
+        let gate = self.flow.as_ref().map(|flow| &*flow.gate);
+        let mut response = json(
+            StatusCode::OK,
+            self.metrics.render(&self.fleet, gate).into(),
+        );
         let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         response.headers_mut().insert(CONTENT_TYPE, text);
         response
@@ -132,7 +156,12 @@ impl Gateway {
         id: &HeaderValue,
         timer: Timer,
     ) -> Result<Response<ResponseBody>, Refusal> {
-        let (mut outgoing, body) = split(req, id);
+        let tenant = self.tenant(&req)?;
+        let claim = match &self.flow {
+            Some(flow) if generates(&req) => Some((flow, flow.claim(req.headers(), tenant))),
+            _ => None,
+        };
+        let (mut outgoing, body) = self.split(req, id);
         let (body, _charge) = match outgoing.method {
             Method::POST => {
                 let limit = self.limits.max_request_bytes;
@@ -141,24 +170,65 @@ impl Gateway {
             }
             _ => (Bytes::new(), None),
         };
-        // Only now: a client that is slow to send takes nobody's place.
-        let place = self
-            .places
-            .clone()
-            .try_acquire_owned()
-            .map_err(|_| Refusal::Full)?;
         let facts = match body.is_empty() {
             true => Facts::default(),
             false => Facts::read(&[&body]).map_err(Refusal::Api)?,
         };
         outgoing.body = without_foreign_kv(body.clone(), &facts);
+        let asked = self.asked(&body, &facts);
+        let permit = match &claim {
+            Some((flow, claim)) => Some(flow.admit(claim, &asked.prompt, body.len()).await?),
+            None => None,
+        };
+        // Only now: a client that is slow to send, or waits, takes nobody's place.
+        let place = self
+            .places
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| Refusal::Full)?;
         let journey = Journey {
             outgoing,
             place,
             timer,
+            permit,
         };
-        forward(self, journey, &body, &facts).await
+        forward(self, journey, &asked).await
     }
+
+    /// What a decision needs of `body`, which says `facts`.
+    fn asked(&self, body: &Bytes, facts: &Facts) -> Asked {
+        let pieces = [body];
+        let model = facts.model_name(&pieces);
+        let text: Vec<&[u8]> = facts.prompt_slices(&pieces).collect();
+        let name = model.as_deref().unwrap_or("");
+        Asked {
+            prompt: self.fleet.prompt(name, &text, facts.tokens()),
+            model: model.map(Cow::into_owned),
+        }
+    }
+
+    /// Who sends `req`, if tenants have keys.
+    fn tenant(&self, req: &Request<Incoming>) -> Result<Option<Arc<str>>, Refusal> {
+        match self.keys.who(req.method(), req.headers()) {
+            Who::Anybody => Ok(None),
+            Who::Tenant(tenant) => Ok(Some(tenant)),
+            Who::Stranger => Err(Refusal::Unauthorized),
+        }
+    }
+
+    /// The request as it will go out, without its body, and the body. A key that is ours stops here.
+    fn split(&self, req: Request<Incoming>, id: &HeaderValue) -> (Outgoing, Incoming) {
+        let (mut outgoing, body) = split(req, id);
+        if self.keys.are_needed() {
+            outgoing.headers.remove(AUTHORIZATION);
+        }
+        (outgoing, body)
+    }
+}
+
+/// Whether `req` makes work for servers that is worth waiting for.
+fn generates(req: &Request<Incoming>) -> bool {
+    req.method() == Method::POST && req.uri().path().starts_with("/v1/")
 }
 
 fn target(method: &Method, path: &str) -> Result<Target, Refusal> {

@@ -10,18 +10,23 @@
 
 mod config;
 mod events;
+mod flow;
+mod flow_metrics;
 mod forward;
 mod front;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod keys;
 mod metrics;
 mod models;
 mod outgoing;
 mod refusal;
 
 pub use baton_scheduler::{Role, Weights};
-pub use config::{ConfigError, EndpointConfig, GatewayConfig, Limits};
+pub use config::{Certificate, ConfigError, EndpointConfig, GatewayConfig, Limits};
+pub use flow::{BandSection, DetectorSection, FlowControlConfig, FlowError, Mode, PriorityBand};
+pub use keys::{ApiKey, KeyError};
 
 use crate::front::Gateway;
 use baton_fleet::{Probing, watch};
@@ -41,6 +46,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), ConfigError> {
     let endpoints = config.resolve()?;
+    let identity = config.identity()?;
     let gateway = Arc::new(Gateway::new(&config)?);
     let mut background = JoinSet::new();
     gateway.fleet.set_endpoints(&endpoints)?;
@@ -48,8 +54,23 @@ pub async fn run(
     if let Some(file) = config.file() {
         background.spawn(file.follow(gateway.fleet.clone()));
     }
+    if let Some(flow) = &gateway.flow {
+        background.spawn(flow.gate.clone().run());
+        background.spawn(flow.gate.clone().follow(gateway.fleet.clone()));
+        let (gate, shutdown) = (flow.gate.clone(), shutdown.clone());
+        background.spawn(async move {
+            shutdown.cancelled().await;
+            gate.close();
+        });
+    }
+    if let (Some(identity), Some(Certificate::Folder(folder))) =
+        (identity.clone(), config.tls.clone())
+    {
+        background.spawn(identity.follow_folder(folder));
+    }
     let serve_config = baton_http::ServeConfig {
         grace: config.limits.grace(),
+        tls: identity,
         ..baton_http::ServeConfig::default()
     };
     let service = service_fn(move |req| {

@@ -1,12 +1,14 @@
 //! The gateway's own metrics. All names and help texts are here; label values are bounded.
 
-use baton_fleet::Fleet;
+use crate::flow_metrics::FlowMetrics;
+use baton_fleet::{Admission, Fleet};
 use baton_scheduler::{Health, Prefill};
 use http::StatusCode;
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder, core::Collector,
 };
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Seconds; up to the ten minutes that a long generation takes.
@@ -42,6 +44,7 @@ pub(crate) enum Retry {
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
+    pub(crate) flow: Option<Arc<FlowMetrics>>,
     requests: IntCounterVec,
     seconds: HistogramVec,
     to_first_byte: HistogramVec,
@@ -67,10 +70,12 @@ impl Drop for Timer {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    /// `flow`: whether requests wait here.
+    pub(crate) fn new(flow: bool) -> Self {
         let registry = Registry::new();
         let r = &registry;
         Self {
+            flow: flow.then(|| Arc::new(FlowMetrics::new(r))),
             requests: counters(
                 r,
                 "baton_gateway_requests_total",
@@ -159,7 +164,10 @@ impl Metrics {
     }
 
     /// Everything as Prometheus text.
-    pub(crate) fn render(&self, fleet: &Fleet) -> Vec<u8> {
+    pub(crate) fn render(&self, fleet: &Fleet, gate: Option<&Admission>) -> Vec<u8> {
+        if let (Some(flow), Some(gate)) = (&self.flow, gate) {
+            flow.refresh(gate);
+        }
         self.endpoints.reset();
         for server in fleet.servers().iter() {
             let health = match server.health() {
@@ -202,7 +210,7 @@ fn seconds(registry: &Registry, name: &str, help: &str) -> HistogramVec {
     registered(registry, HistogramVec::new(opts, &["path"]))
 }
 
-fn registered<C: Collector + Clone + 'static>(
+pub(crate) fn registered<C: Collector + Clone + 'static>(
     registry: &Registry,
     collector: prometheus::Result<C>,
 ) -> C {

@@ -12,13 +12,18 @@ use http_body_util::Full;
 const PREFILLER: HeaderName = HeaderName::from_static("x-prefiller-host-port");
 
 /// Headers with which servers are steered. A client that could set one could have a server connect to any address.
-const STEERING: [&str; 6] = [
+const STEERING: [&str; 10] = [
     "x-prefiller-host-port",
     "x-prefiller-url",
     "x-encoder-hosts-ports",
     "x-data-parallel-host-port",
     "x-data-parallel-rank",
     "x-kv-cache-source-host-port",
+    // These are for us alone.
+    "x-llm-d-inference-objective",
+    "x-gateway-inference-objective",
+    "x-llm-d-inference-fairness-id",
+    "x-gateway-inference-fairness-id",
 ];
 const STEERING_PREFIX: &str = "x-gateway-destination-endpoint";
 

@@ -2,10 +2,14 @@
 
 use crate::front::ResponseBody;
 use baton_openai::ApiError;
+use baton_scheduler::flow;
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::{Either, Full};
+
+/// Says why a request was refused by the queue.
+const DROPPED_REASON: HeaderName = HeaderName::from_static("x-llm-d-request-dropped-reason");
 
 /// Why the gateway answers with an error of its own.
 #[derive(Clone, Debug)]
@@ -18,6 +22,10 @@ pub(crate) enum Refusal {
     NoServer,
     /// Too much is in progress.
     Full,
+    /// It waited in vain.
+    Queue(flow::Refusal),
+    /// The client's key is none of ours.
+    Unauthorized,
     /// Not a path of ours.
     NoSuchPath,
     /// Not a method of this path; these are.
@@ -32,6 +40,10 @@ impl Refusal {
             }
             Self::ServersFailed => StatusCode::BAD_GATEWAY,
             Self::NoServer | Self::Full => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Queue(r) => {
+                StatusCode::from_u16(r.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+            }
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::NoSuchPath => StatusCode::NOT_FOUND,
             Self::NoSuchMethod(_) => StatusCode::METHOD_NOT_ALLOWED,
         }
@@ -50,6 +62,9 @@ impl Refusal {
             ),
             Self::NoServer => envelope("no server can answer now", "ServiceUnavailableError"),
             Self::Full => envelope("too many requests in progress", "ServiceUnavailableError"),
+            Self::Queue(r) if r.status == 429 => envelope(r.message, "TooManyRequestsError"),
+            Self::Queue(r) => envelope(r.message, "ServiceUnavailableError"),
+            Self::Unauthorized => Bytes::from_static(br#"{"error":"Unauthorized"}"#),
             Self::NoSuchPath => Bytes::from_static(br#"{"detail":"Not Found"}"#),
             Self::NoSuchMethod(_) => Bytes::from_static(br#"{"detail":"Method Not Allowed"}"#),
         }
@@ -63,6 +78,12 @@ impl Refusal {
                 response
                     .headers_mut()
                     .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            Self::Queue(refusal) => {
+                let headers = response.headers_mut();
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+                let reason = HeaderValue::from_static(refusal.dropped_reason);
+                headers.insert(DROPPED_REASON, reason);
             }
             Self::NoSuchMethod(allowed) => {
                 response

@@ -21,6 +21,8 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+mod flow;
+
 type Body = BoxBody<Bytes, io::Error>;
 
 /// What a made-up server does with a completion.

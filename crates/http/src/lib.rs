@@ -15,6 +15,7 @@ mod headers;
 mod line;
 mod pieces;
 mod request_id;
+mod secret;
 mod serve;
 #[cfg(feature = "http2")]
 mod serve_h2;
@@ -31,6 +32,7 @@ pub use hyper_util::service::TowerToHyperService;
 pub use line::{Line, LineError};
 pub use pieces::Pieces;
 pub use request_id::{REQUEST_ID, request_id};
+pub use secret::{bearer, same_bytes};
 pub use serve::{Peer, ServeConfig, serve};
 #[cfg(feature = "http2")]
 pub use serve_h2::{Http2Config, serve_h2};
