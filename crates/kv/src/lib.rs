@@ -9,7 +9,7 @@ mod hash;
 mod layout;
 mod params;
 
-pub use events::{BlockEvent, EngineHash, Medium, Removed, Stored};
+pub use events::{BlockEvent, CacheChange, EngineHash, Medium, Removed, Stored};
 pub use hash::{BlockHash, BlockHasher};
 pub use layout::{DType, KvLayout, LayoutError};
 pub use params::{
