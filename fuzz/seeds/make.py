@@ -194,7 +194,48 @@ def envoy_streams() -> None:
     put("ext_proc_stream", "out_of_place", envoy(envoy_body(5, "x", 0), post))
 
 
+def packed(value) -> bytes:
+    """MessagePack, as far as the seeds need it."""
+    match value:
+        case None:
+            return b"\xc0"
+        case float():
+            return b"\xcb" + struct.pack(">d", value)
+        case int() if 0 <= value < 128:
+            return bytes([value])
+        case int():
+            return b"\xcf" + struct.pack(">Q", value)
+        case bytes():
+            return b"\xc4" + bytes([len(value)]) + value
+        case str():
+            return bytes([0xA0 | len(value)]) + value.encode() if len(value) < 32 else b"\xd9" + bytes([len(value)]) + value.encode()
+        case list():
+            return bytes([0x90 | len(value)]) + b"".join(map(packed, value))
+        case dict():
+            return bytes([0x80 | len(value)]) + b"".join(packed(k) + packed(v) for k, v in value.items())
+
+
+def events() -> None:
+    stored = {"type": "BlockStored", "block_hashes": [1 << 63, bytes(32)], "parent_block_hash": 9, "token_ids": [1, 2, 3, 700],
+              "block_size": 2, "lora_id": None, "medium": "GPU", "lora_name": "tuned",
+              "extra_keys": [["tuned", ["image", 4]], None], "group_idx": 1, "kv_cache_spec_kind": "full_attention"}
+    removed = {"type": "BlockRemoved", "block_hashes": [5], "medium": "CPU", "group_idx": 0}
+    cleared = {"type": "AllBlocksCleared"}
+    every = [stored, removed, cleared]
+    put("kv_events", "maps", packed({"ts": 1.5, "events": every, "data_parallel_rank": 0}))
+    put("kv_events", "maps_in_an_array", packed([1.5, every, 0]))
+    put("kv_events", "arrays", packed([1.5, [list(event.values()) for event in every]]))
+    window = stored | {"kv_cache_spec_kind": "sliding_window"}
+    put("kv_events", "window", packed([1.5, [window, removed | {"group_idx": 1}]]))
+    greeting = b"\xff" + bytes(7) + b"\x01\x7f\x03\x01NULL" + bytes(48)
+    ready = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x03SUB"
+    put("zmtp_frames", "greeting", b"\x07" + greeting)
+    put("zmtp_frames", "commands", b"\x03" + ready + b"\x04\x09\x04PING\x00\x0ahi" + b"\x04\x0c\x09SUBSCRIBEkv" + b"\x00\x03\x01kv")
+    put("zmtp_frames", "message", b"\x05\x01\x02kv\x01\x08" + bytes(8) + b"\x02" + struct.pack(">Q", 300) + bytes(300))
+
+
 wire()
 files()
+events()
 tokenizers()
 envoy_streams()

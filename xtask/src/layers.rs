@@ -20,6 +20,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("baton-runner", 2),
     ("baton-cpu", 2),
     ("baton-shm", 2),
+    ("baton-kv-events", 2),
     ("baton-kv-transfer", 2),
     ("baton-http", 2),
     ("baton-fleet", 2),

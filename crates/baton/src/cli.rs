@@ -197,6 +197,18 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "HOST", num_args = 1..)]
     pub kv_allow_host: Vec<String>,
 
+    /// Whom to tell what the prefix cache holds, as vLLM's JSON; * in its endpoints stands for --host.
+    #[arg(long, value_name = "JSON")]
+    pub kv_events_config: Option<String>,
+    /// 0: these events have whole block hashes as bytes, not their last eight bytes as a number.
+    #[arg(
+        long,
+        hide = true,
+        env = "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES",
+        default_value_t = 1
+    )]
+    pub kv_events_use_int_block_hashes: u8,
+
     /// The PJRT plugin to load instead of the fetched one.
     #[arg(long, env = "BATON_PJRT_PLUGIN", value_name = "FILE")]
     pub plugin: Option<PathBuf>,

@@ -7,6 +7,7 @@ use anyhow::{Context as _, anyhow};
 use baton_checkpoint::Checkpoint;
 use baton_engine::{EngineConfig, PrefixCaching, Runner};
 use baton_kv::KvLayout;
+use baton_kv_events::{Feed, HashForm, Publisher, PublisherConfig};
 use baton_kv_transfer::{KvClient, KvClientConfig, KvServer, KvServerConfig, PeerPolicy, Secret};
 use baton_runner::Shapes;
 use baton_server::{
@@ -18,7 +19,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use tokio::net::TcpSocket;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
 /// Runs until it is told to stop.
 pub(crate) fn command(args: Serve) -> Result<(), Failure> {
@@ -28,14 +29,19 @@ pub(crate) fn command(args: Serve) -> Result<(), Failure> {
             "--tensor-parallel-size: only 1 works for now"
         )));
     }
+    let events = events_config(&args)?;
     let runtime = tokio::runtime::Runtime::new().map_err(|e| Failure::Unavailable(e.into()))?;
-    let done = runtime.block_on(serve(args, secret));
+    let done = runtime.block_on(serve(args, secret, events));
     // A model that is still loading when the end is asked for is not waited for.
     runtime.shutdown_background();
     done
 }
 
-async fn serve(args: Serve, secret: Option<Secret>) -> Result<(), Failure> {
+async fn serve(
+    args: Serve,
+    secret: Option<Secret>,
+    events: Option<PublisherConfig>,
+) -> Result<(), Failure> {
     let watch = ParentWatch::from(args.exit_with_parent);
     let shutdown = shutdown_token(watch).map_err(|e| Failure::Unavailable(e.into()))?;
     let args = Arc::new(args);
@@ -48,12 +54,17 @@ async fn serve(args: Serve, secret: Option<Secret>) -> Result<(), Failure> {
     };
     // The port is taken before the long part, so that a conflict shows at once, but nobody is let in yet.
     let socket = bind(SocketAddr::new(args.host, args.port))?;
+    let kv_events = match events {
+        Some(config) => Some(publisher(config, args.block_size).await?),
+        None => None,
+    };
     let loaded = {
         let args = args.clone();
         blocking(move || prepared.load(&args), &shutdown).await?
     };
     let Some(loaded) = loaded else { return Ok(()) };
-    let parts = loaded.into_parts(&args, secret)?;
+    let mut parts = loaded.into_parts(&args, secret)?;
+    parts.kv_events = kv_events;
     let listener = socket
         .listen(BACKLOG)
         .map_err(|e| Failure::Unavailable(e.into()))?;
@@ -66,6 +77,31 @@ async fn serve(args: Serve, secret: Option<Secret>) -> Result<(), Failure> {
         Err(error @ ServerError::Failed(_)) => Err(Failure::Broken(error.into())),
         Err(error) => Err(Failure::Usage(error.into())),
     }
+}
+
+/// What `--kv-events-config` asks for.
+fn events_config(args: &Serve) -> Result<Option<PublisherConfig>, Failure> {
+    let Some(json) = &args.kv_events_config else {
+        return Ok(None);
+    };
+    let hashes = if args.kv_events_use_int_block_hashes == 0 {
+        HashForm::Bytes
+    } else {
+        HashForm::Int
+    };
+    PublisherConfig::from_json(json, args.host, hashes)
+        .context("--kv-events-config")
+        .map_err(Failure::Usage)
+}
+
+async fn publisher(config: PublisherConfig, block_size: u32) -> Result<(Publisher, Feed), Failure> {
+    let asked = (config.endpoint.clone(), config.replay);
+    let started = Publisher::start(config, block_size).await;
+    let (publisher, feed) = started
+        .with_context(|| format!("--kv-events-config: cannot listen on {asked:?}"))
+        .map_err(Failure::Unavailable)?;
+    info!(endpoint = ?publisher.local, replay = ?publisher.replay, "KV events are published");
+    Ok((publisher, feed))
 }
 
 /// Connections that the kernel keeps for us while we are busy.
@@ -209,6 +245,7 @@ impl Loaded {
             runner: self.runner,
             kv_server,
             kv_client,
+            kv_events: None,
         })
     }
 }
@@ -238,6 +275,7 @@ fn engine_config(args: &Serve) -> EngineConfig {
         max_waiting: args.max_num_queued_reqs,
         prefix_caching: PrefixCaching::On,
         hash_seed: "0".to_owned(),
+        log_cache_changes: false,
     }
 }
 

@@ -4,6 +4,7 @@
 //! find it; the one that was free longest goes first, and blocks without a hash before all others.
 //! All operations take constant time; none allocates once the pool is built.
 
+use crate::cache_log::CacheLog;
 use baton_kv::{BlockHash, BlockId};
 use rustc_hash::FxHashMap;
 
@@ -27,11 +28,13 @@ pub(crate) struct BlockPool {
     oldest: u32,
     newest: u32,
     n_free: usize,
+    /// What can be found and what no longer.
+    pub(crate) log: CacheLog,
 }
 
 impl BlockPool {
     /// A pool of `n_blocks`, block 0 included; the others are free.
-    pub(crate) fn new(n_blocks: u32) -> Self {
+    pub(crate) fn new(n_blocks: u32, log: CacheLog) -> Self {
         let n = n_blocks as usize;
         let mut pool = Self {
             slots: vec![Slot::default(); n],
@@ -40,6 +43,7 @@ impl BlockPool {
             oldest: NONE,
             newest: NONE,
             n_free: 0,
+            log,
         };
         for id in 1..n_blocks {
             pool.link_newest(id);
@@ -73,6 +77,7 @@ impl BlockPool {
         slot.refs = 1;
         if let Some(hash) = slot.hash.take() {
             self.by_hash.remove(&hash);
+            self.log.removed(hash);
         }
         Some(BlockId(id))
     }
@@ -110,14 +115,22 @@ impl BlockPool {
         }
     }
 
-    /// Makes a block in use findable. If another block already holds the same, that one stays the one to be found.
-    pub(crate) fn register(&mut self, id: BlockId, hash: BlockHash) {
+    /// Makes a block in use findable. If another block already holds the same, that one stays the one to be found, and
+    /// the answer is no.
+    pub(crate) fn register(&mut self, id: BlockId, hash: BlockHash) -> bool {
         let slot = &mut self.slots[id.0 as usize];
         debug_assert!(slot.refs > 0, "only a block in use gets a hash");
-        if slot.hash.is_none() && !self.by_hash.contains_key(&hash) {
+        let is_new = slot.hash.is_none() && !self.by_hash.contains_key(&hash);
+        if is_new {
             slot.hash = Some(hash);
             self.by_hash.insert(hash, id);
         }
+        is_new
+    }
+
+    /// Everything that can be found.
+    pub(crate) fn findable(&self) -> impl Iterator<Item = &BlockHash> {
+        self.by_hash.keys()
     }
 
     fn link_newest(&mut self, id: u32) {
@@ -176,7 +189,7 @@ mod tests {
 
     #[test]
     fn block_zero_is_never_handed_out() {
-        let mut pool = BlockPool::new(3);
+        let mut pool = BlockPool::new(3, CacheLog::default());
         assert_eq!((pool.capacity(), pool.n_free()), (2, 2));
         let taken = [pool.allocate(), pool.allocate(), pool.allocate()];
         assert_eq!(taken, [Some(BlockId(1)), Some(BlockId(2)), None]);
@@ -185,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_free_block_is_found_until_it_is_reused() {
-        let mut pool = BlockPool::new(2);
+        let mut pool = BlockPool::new(2, CacheLog::default());
         let block = pool.allocate().unwrap();
         pool.register(block, hash(7));
         pool.release(block);
@@ -198,7 +211,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "released twice")]
     fn a_double_release_is_noticed() {
-        let mut pool = BlockPool::new(2);
+        let mut pool = BlockPool::new(2, CacheLog::default());
         let block = pool.allocate().unwrap();
         pool.release(block);
         pool.release(block);
@@ -207,7 +220,7 @@ mod tests {
     #[test]
     fn no_churn_of_hashes_makes_the_table_grow() {
         for n_blocks in [2, 8, 56, 57, 113, 1000] {
-            let mut pool = BlockPool::new(n_blocks);
+            let mut pool = BlockPool::new(n_blocks, CacheLog::default());
             let most = pool.by_hash.capacity();
             for n in 0..20_000 {
                 let block = pool.allocate().unwrap();
@@ -315,7 +328,7 @@ mod tests {
             n_blocks in 1..9_u32,
             ops in prop::collection::vec(any_op(), 0..120),
         ) {
-            let mut pool = BlockPool::new(n_blocks);
+            let mut pool = BlockPool::new(n_blocks, CacheLog::default());
             let mut model = Model {
                 hashes: vec![None; n_blocks as usize],
                 free: (1..n_blocks as usize).collect(),

@@ -8,13 +8,14 @@ mod commit;
 mod plan;
 
 use crate::block_pool::BlockPool;
+use crate::cache_log::CacheLog;
 use crate::pace::Pace;
 use crate::sequence::Sequence;
 use crate::{
     Batch, Handover, NewSequence, Runner, RunnerError, RunnerSpec, Sampled, SeqId, Stats,
     StepOutput,
 };
-use baton_kv::{BlockHasher, BlockId};
+use baton_kv::{BlockHash, BlockHasher, BlockId, CacheChange};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct EngineConfig {
     pub prefix_caching: PrefixCaching,
     /// Seed of the block hashes' chain; equal on servers whose hashes are compared.
     pub hash_seed: String,
+    /// Whether [`Engine::take_cache_changes`] has anything to give.
+    pub log_cache_changes: bool,
 }
 
 /// How many prompt tokens a step takes beside decodes.
@@ -229,7 +232,7 @@ impl Engine {
         };
         Ok(Self {
             hasher: BlockHasher::new(&cfg.hash_seed),
-            pool: BlockPool::new(spec.n_blocks),
+            pool: BlockPool::new(spec.n_blocks, CacheLog::new(cfg.log_cache_changes)),
             waiting: VecDeque::new(),
             fetching: Vec::new(),
             running: Vec::new(),
@@ -327,6 +330,17 @@ impl Engine {
         };
         let blocks = prompt.chunks_exact(block_size).take(most);
         blocks.take_while(is_here).count() * block_size
+    }
+
+    /// Moves what became findable and what no longer is since the last call to `out`, in order. Whoever never calls it
+    /// has [`EngineConfig::log_cache_changes`] off.
+    pub fn take_cache_changes(&mut self, out: &mut Vec<CacheChange>) {
+        self.pool.log.take(out);
+    }
+
+    /// Everything that can be found in the prefix cache, in no order.
+    pub fn findable(&self) -> impl Iterator<Item = &BlockHash> {
+        self.pool.findable()
     }
 
     /// Tokens whose KV a sequence still waits for; none if it does not wait.
@@ -466,7 +480,11 @@ fn register(
     let full = seq.computed / block_size;
     seq.hash_blocks(hasher, full, block_size);
     for i in seq.registered..full {
-        pool.register(seq.blocks[i], seq.hashes[i]);
+        if pool.register(seq.blocks[i], seq.hashes[i]) {
+            let parent = i.checked_sub(1).map(|before| seq.hashes[before]);
+            let tokens = &seq.tokens[i * block_size..(i + 1) * block_size];
+            pool.log.stored(parent, seq.hashes[i], tokens);
+        }
     }
     seq.registered = full;
 }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod block_pool;
+mod cache_log;
 mod engine;
 mod logprobs;
 mod pace;

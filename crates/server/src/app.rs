@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use baton_kv_events::Publisher;
 use baton_kv_transfer::{KvClient, KvServer};
 use baton_text::{ChatTemplate, Tokenizer};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,8 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) kv_server: Option<Arc<KvServer>>,
     pub(crate) kv_client: Option<Arc<KvClient>>,
+    /// Works until it is dropped.
+    pub(crate) publisher: Option<Publisher>,
     pub(crate) exports: ExportRoom,
     pub(crate) prefillers: Prefillers,
     pub(crate) life: Life,

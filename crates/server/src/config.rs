@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use baton_engine::{EngineConfig, Runner};
+use baton_kv_events::{Feed, Publisher};
 use baton_kv_transfer::{KvClient, KvServer};
 use baton_text::{ChatTemplate, Tokenizer};
 
@@ -198,6 +199,8 @@ pub struct Parts {
     pub kv_server: Option<KvServer>,
     /// How requests take KV over; without it they compute.
     pub kv_client: Option<KvClient>,
+    /// Who is told what the prefix cache holds, and the way there; without it nobody is.
+    pub kv_events: Option<(Publisher, Feed)>,
 }
 
 #[cfg(test)]

@@ -7,11 +7,13 @@ mod kv;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use baton_engine::{Engine, Event, FinishReason, Progress, RunnerError, Sampled, SeqId, Stats};
+use baton_kv::CacheChange;
+use baton_kv_events::Feed;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +49,7 @@ impl EngineThread {
         engine: Engine,
         capacity: usize,
         metrics: Arc<Metrics>,
+        feed: Option<Feed>,
     ) -> std::io::Result<Self> {
         let (inbox, commands) = Inbox::new(capacity);
         let ended = CancellationToken::new();
@@ -62,6 +65,8 @@ impl EngineThread {
                     open: HashMap::new(),
                     metrics,
                     seen: Stats::default(),
+                    feed,
+                    changes: Vec::new(),
                 };
                 driver.run()
             })?;
@@ -101,7 +106,14 @@ struct Driver {
     metrics: Arc<Metrics>,
     /// The engine's counters when they were last looked at.
     seen: Stats,
+    /// Where changes of the prefix cache go.
+    feed: Option<Feed>,
+    /// Empty between two steps.
+    changes: Vec<CacheChange>,
 }
+
+/// How long an idle thread waits before it tries again to hand over what did not fit.
+const TRY_AGAIN: Duration = Duration::from_millis(50);
 
 impl Driver {
     fn run(mut self) -> Result<(), RunnerError> {
@@ -118,15 +130,37 @@ impl Driver {
             self.engine.took(begun.elapsed());
             self.publish(&mut events)?;
             self.measure();
+            let is_behind = self.tell_of_cache();
             if progress == Progress::Idle {
-                let Ok(command) = self.inbox.recv() else {
-                    return Ok(());
+                let command = match self.sleep(is_behind) {
+                    Ok(command) => command,
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 };
                 if !self.obey(command)? {
                     return Ok(());
                 }
             }
         }
+    }
+
+    /// Waits for a command; not for long, if something else is to be done.
+    fn sleep(&self, is_behind: bool) -> Result<Command, RecvTimeoutError> {
+        if is_behind {
+            return self.inbox.recv_timeout(TRY_AGAIN);
+        }
+        let command = self.inbox.recv();
+        command.map_err(|_| RecvTimeoutError::Disconnected)
+    }
+
+    /// Hands over what the step changed in the prefix cache; whether some of it must wait.
+    fn tell_of_cache(&mut self) -> bool {
+        let Some(feed) = &mut self.feed else {
+            return false;
+        };
+        self.engine.take_cache_changes(&mut self.changes);
+        feed.offer(&mut self.changes);
+        feed.is_behind()
     }
 
     /// `false`: be done.

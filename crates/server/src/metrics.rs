@@ -2,6 +2,7 @@
 //!
 //! Handles are made once; recording is an atomic addition and allocates nothing. Not here: who records when.
 
+pub(crate) mod events;
 mod kv;
 
 use baton_kv_transfer::{ClientStats, ServerStats};

@@ -15,6 +15,7 @@ use baton_openai::{Model, ModelList};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use crate::app::App;
+use crate::metrics::events;
 use crate::rejection::{Rejection, json};
 use crate::{auth, generate, id, tokens};
 
@@ -82,7 +83,10 @@ async fn load(State(app): State<Arc<App>>) -> Response {
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     let server = app.kv_server.as_ref().map(|server| server.stats());
     let client = app.kv_client.as_ref().map(|client| client.stats());
-    let text = app.metrics.text(server.as_ref(), client.as_ref());
+    let mut text = app.metrics.text(server.as_ref(), client.as_ref());
+    if let Some(publisher) = &app.publisher {
+        events::write(&mut text, &publisher.stats());
+    }
     (
         [(
             header::CONTENT_TYPE,

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use baton_engine::{Engine, EngineError, RunnerSpec};
+use baton_engine::{Engine, EngineConfig, EngineError, RunnerSpec};
 use baton_http::{Client, ClientConfig, TowerToHyperService};
 use baton_text::Tokenizer;
 use tokio::net::TcpListener;
@@ -54,7 +54,12 @@ pub async fn run(
     if parts.card.served_names.is_empty() {
         return Err(ServerError::NoName);
     }
-    let engine = Engine::new(parts.runner, parts.engine)?;
+    let (publisher, feed) = parts.kv_events.unzip();
+    let batching = EngineConfig {
+        log_cache_changes: feed.is_some(),
+        ..parts.engine
+    };
+    let engine = Engine::new(parts.runner, batching)?;
     let spec = engine.spec().clone();
     let mut card = parts.card;
     // What the card promises and the pool cannot hold would be refused late.
@@ -62,7 +67,7 @@ pub async fn run(
         .max_model_len
         .min(u32::try_from(engine.max_len()).unwrap_or(u32::MAX));
     let metrics = Arc::new(metrics(&card, &spec));
-    let thread = EngineThread::start(engine, config.inbox, Arc::clone(&metrics))
+    let thread = EngineThread::start(engine, config.inbox, Arc::clone(&metrics), feed)
         .map_err(ServerError::Thread)?;
     let life = Life {
         engine_ended: thread.ended.clone(),
@@ -80,6 +85,7 @@ pub async fn run(
         metrics,
         kv_server: parts.kv_server.map(Arc::new),
         kv_client: parts.kv_client.map(Arc::new),
+        publisher,
         exports: ExportRoom::new(config.kv_host_pool, spec.layout.clone()),
         prefillers: prefillers(&config),
         bodies: BodyLimits::new(config.max_body_bytes, config.max_bodies_bytes),

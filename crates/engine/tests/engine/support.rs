@@ -5,9 +5,9 @@ use baton_engine::{
     Batch, Beside, Engine, EngineConfig, Event, FinishReason, Handover, Limits, NewSequence,
     PrefixCaching, Progress, Runner, RunnerError, RunnerSpec, Sampling, SeqId, StepOutput, Then,
 };
-use baton_kv::{BlockId, DType, KvLayout};
+use baton_kv::{BlockHash, BlockHasher, BlockId, CacheChange, DType, KvLayout};
 use baton_sim::{SimConfig, SimRunner};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -91,6 +91,7 @@ impl Shape {
             max_waiting: self.waiting,
             prefix_caching: self.caching,
             hash_seed: "0".to_owned(),
+            log_cache_changes: true,
         }
     }
 
@@ -214,6 +215,8 @@ pub(crate) struct Driver {
     pub(crate) seen: Arc<Mutex<Vec<SeenRow>>>,
     pub(crate) live: BTreeMap<SeqId, Live>,
     pub(crate) ended: BTreeMap<SeqId, Answer>,
+    /// What the engine's log says can be found.
+    pub(crate) findable: BTreeSet<BlockHash>,
 }
 
 impl Driver {
@@ -231,6 +234,7 @@ impl Driver {
             seen,
             live: BTreeMap::new(),
             ended: BTreeMap::new(),
+            findable: BTreeSet::new(),
         }
     }
 
@@ -300,7 +304,41 @@ impl Driver {
             .count();
         assert_eq!(wanted, came, "every token that was asked for is told");
         self.check_stats();
+        self.check_log();
         (progress, events)
+    }
+
+    /// Whoever follows the log knows exactly what can be found, and from which tokens it comes.
+    fn check_log(&mut self) {
+        let mut changes = Vec::new();
+        self.engine.take_cache_changes(&mut changes);
+        for change in changes {
+            match change {
+                CacheChange::Stored {
+                    parent,
+                    hashes,
+                    tokens,
+                } => {
+                    let size = self.shape.block_size as usize;
+                    assert_eq!(tokens.len(), hashes.len() * size);
+                    let hasher = BlockHasher::new("0");
+                    let mut before = parent.unwrap_or(hasher.root());
+                    for (hash, tokens) in hashes.iter().zip(tokens.chunks(size)) {
+                        before = hasher.block(&before, tokens, None);
+                        assert_eq!(*hash, before, "the hash is of these tokens");
+                        assert!(self.findable.insert(*hash), "stored twice");
+                    }
+                }
+                CacheChange::Removed(hashes) => {
+                    for hash in hashes {
+                        assert!(self.findable.remove(&hash), "removed, and never there");
+                    }
+                }
+                CacheChange::Cleared => self.findable.clear(),
+            }
+        }
+        let findable: BTreeSet<_> = self.engine.findable().copied().collect();
+        assert_eq!(findable, self.findable);
     }
 
     fn note(&mut self, event: &Event) {

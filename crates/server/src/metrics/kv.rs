@@ -227,7 +227,7 @@ fn transferred(text: &mut String, server: Option<&ServerStats>, client: Option<&
     }
 }
 
-fn line(text: &mut String, name: &str, kind: &str, value: u64) {
+pub(super) fn line(text: &mut String, name: &str, kind: &str, value: u64) {
     family(text, name, kind);
     sample(text, format_args!("{name}"), value);
 }

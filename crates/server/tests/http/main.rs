@@ -8,6 +8,7 @@
 
 mod answers;
 mod errors;
+mod events;
 mod handover;
 mod let_go;
 mod life;

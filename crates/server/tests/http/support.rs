@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use baton_engine::{Beside, EngineConfig, PrefixCaching};
 use baton_http::Client;
+use baton_kv_events::{Feed, Publisher};
 use baton_kv_transfer::{KvClient, KvClientConfig, KvServer, KvServerConfig, Secret};
 use baton_server::{GenerationDefaults, ModelCard, Parts, Role, ServerConfig, ServerError};
 use baton_sim::{Pace, SimConfig, SimRunner};
@@ -29,6 +30,7 @@ pub(crate) struct Setup {
     pub(crate) pace: Option<Pace>,
     pub(crate) max_num_seqs: usize,
     pub(crate) max_waiting: usize,
+    pub(crate) kv_events: Option<(Publisher, Feed)>,
 }
 
 impl Setup {
@@ -46,6 +48,7 @@ impl Setup {
             pace: None,
             max_num_seqs: 8,
             max_waiting: 256,
+            kv_events: None,
         }
     }
 
@@ -191,6 +194,7 @@ impl Setup {
                 max_waiting: self.max_waiting,
                 prefix_caching: PrefixCaching::On,
                 hash_seed: "0".into(),
+                log_cache_changes: false,
             },
             tokenizer: Arc::new(tokenizer()),
             chat_template: Some(ChatTemplate::new(TEMPLATE, "", "").unwrap()),
@@ -203,6 +207,7 @@ impl Setup {
             },
             kv_server,
             kv_client,
+            kv_events: self.kv_events,
         };
         (self.config, parts)
     }
