@@ -318,16 +318,19 @@ impl Fleet {
         }?;
         scheduler.sent(&request, &decision);
         // Counted before the lock is released, so that the next decision sees it.
-        let flight = |id, tokens: u32| deciding.flight(id, tokens.into(), now);
-        let decode = flight(decision.decode, request.prompt.tokens());
-        let prefill = decision.prefill.server();
+        let tokens = (scheduler.plan().in_flight).tokens(decision.uncached_tokens, None);
+        let flight = |id, tokens, queued| deciding.flight(id, (tokens, queued), now);
+        let (prefill, uncached) = (decision.prefill.server(), decision.uncached_tokens.into());
+        // What another server computes does not keep this one busy.
+        let computes = if prefill.is_some() { 0 } else { uncached };
+        let decode = flight(decision.decode, tokens, computes);
         Ok(Route {
             decode: decode.ok_or(Unschedulable::NoneHealthy)?,
-            prefill: prefill.and_then(|id| flight(id, decision.uncached_tokens)),
+            prefill: prefill.and_then(|id| flight(id, uncached, uncached)),
             encode: decision
                 .encode
                 .iter()
-                .filter_map(|&id| flight(id, 0))
+                .filter_map(|&id| flight(id, 0, 0))
                 .collect(),
             decision,
         })
@@ -411,9 +414,9 @@ impl Deciding {
         }
     }
 
-    fn flight(&self, id: EndpointId, tokens: u64, now: u64) -> Option<Flight> {
+    fn flight(&self, id: EndpointId, tokens: (u64, u64), now: u64) -> Option<Flight> {
         let at = self.snapshot.iter().position(|e| e.id == id)?;
-        let flight = Flight::to(self.servers.get(at)?, tokens);
+        let flight = Flight::to(self.servers.get(at)?, tokens.0, tokens.1);
         flight.mark_sent(now);
         Some(flight)
     }

@@ -55,6 +55,8 @@ struct Gauges {
     health: AtomicU8,
     /// Tokens of the requests in flight.
     tokens: AtomicU64,
+    /// Prompt tokens that the requests in flight have still to wait for, as far as we know.
+    queued: AtomicU64,
     /// Until when what was scraped counts as fresh, in milliseconds of the fleet's clock.
     fresh_until: AtomicU64,
 }
@@ -159,6 +161,7 @@ impl Server {
             active: active(waiting, running, then, now_there),
             unseen: now_there.saturating_sub(then),
             tokens: g.tokens.load(Relaxed),
+            queued_tokens: g.queued.load(Relaxed),
             kv_usage: f32::from_bits(g.kv_usage.load(Relaxed)),
             fresh: now < g.fresh_until.load(Relaxed),
         }
@@ -247,18 +250,28 @@ fn active(waiting: u32, running: u32, in_flight_then: u32, in_flight_now: u32) -
 pub struct Flight {
     server: Arc<Server>,
     tokens: u64,
+    /// Prompt tokens that are to be computed there; 0 once that is done.
+    queued: AtomicU64,
 }
 
 impl Flight {
-    /// Counts a request of about `tokens` tokens.
-    pub(crate) fn to(server: &Arc<Server>, tokens: u64) -> Self {
+    /// Counts a request of about `tokens` tokens, of which `queued` are to be computed there before the answer begins.
+    pub(crate) fn to(server: &Arc<Server>, tokens: u64, queued: u64) -> Self {
         let gauges = &server.state.gauges;
         gauges.in_flight.fetch_add(1, Relaxed);
         gauges.tokens.fetch_add(tokens, Relaxed);
+        gauges.queued.fetch_add(queued, Relaxed);
         Self {
             server: server.clone(),
             tokens,
+            queued: AtomicU64::new(queued),
         }
+    }
+
+    /// The answer has begun, so that the prompt is computed.
+    pub fn answered(&self) {
+        let queued = self.queued.swap(0, Relaxed);
+        self.server.state.gauges.queued.fetch_sub(queued, Relaxed);
     }
 
     /// Where it is.
@@ -282,6 +295,7 @@ impl Deref for Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
+        self.answered();
         let gauges = &self.server.state.gauges;
         gauges.in_flight.fetch_sub(1, Relaxed);
         gauges.tokens.fetch_sub(self.tokens, Relaxed);
@@ -315,7 +329,8 @@ mod tests {
             kv_usage: Some(0.5),
             ..Scraped::default()
         };
-        let flights = [Flight::to(&server, 7), Flight::to(&server, 8)];
+        let flights = [Flight::to(&server, 7, 5), Flight::to(&server, 8, 6)];
+        flights[0].answered();
         server.set_scraped(&scraped, 1, 100);
         let expected = Load {
             waiting: 2,
@@ -323,12 +338,14 @@ mod tests {
             active: 3,
             unseen: 1,
             tokens: 15,
+            queued_tokens: 6,
             kv_usage: 0.5,
             fresh: true,
         };
         assert_eq!((server.load(99), server.load(100).fresh), (expected, false));
         drop(flights);
         assert_eq!((server.in_flight(), server.tokens_in_flight()), (0, 0));
+        assert_eq!(server.load(100).queued_tokens, 0);
     }
 
     #[test]

@@ -137,6 +137,7 @@ async fn attempt(gateway: &Gateway, journey: &Journey, route: Route) -> Outcome 
             return failed(gateway, &decode, &error);
         }
     };
+    decode.answered();
     if is_event_stream(&response) {
         return Outcome::Stream(response, decode);
     }

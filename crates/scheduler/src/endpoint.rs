@@ -147,6 +147,9 @@ pub struct Load {
     pub unseen: u32,
     /// Tokens of the requests that were sent there and are not over, by our own account.
     pub tokens: u64,
+    /// Prompt tokens of the requests that were sent there and not answered yet, as far as they were not cached, by our
+    /// own account.
+    pub queued_tokens: u64,
     /// Part of the KV pool in use, 0 to 1; other values are clamped, not-a-number counts as full.
     pub kv_usage: f32,
     /// Whether `waiting`, `running` and `kv_usage` are recent enough to be believed. If not, scorers take the worst.
@@ -162,6 +165,7 @@ impl Default for Load {
             active: 0,
             unseen: 0,
             tokens: 0,
+            queued_tokens: 0,
             kv_usage: 0.0,
             fresh: true,
         }

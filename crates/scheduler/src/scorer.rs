@@ -66,6 +66,17 @@ pub enum Scorer {
         /// Who knows what is cached.
         source: Source,
     },
+    /// Little to do before this request's first token, in tokens: its own prompt's that are not cached there, those of
+    /// prompts that are still to be computed there, and something for every request that is there. 1 for the least, 0 for
+    /// the most.
+    LeastWork {
+        /// What a token of another prompt counts, beside 1 for one of its own.
+        queued: f64,
+        /// Tokens that a request counts.
+        per_request: f64,
+        /// Who knows what is cached.
+        source: Source,
+    },
     /// Nothing: for scorers whose numbers nobody has here.
     Zero,
 }
@@ -76,6 +87,7 @@ impl Scorer {
         match self {
             Self::Prefix { source, .. }
             | Self::NoHitLru { source }
+            | Self::LeastWork { source, .. }
             | Self::Composite { source, .. } => Some(*source),
             _ => None,
         }
@@ -121,6 +133,11 @@ impl Scorer {
                 prefix: cached,
                 source,
             } => composite(view, [*kv, *queue, *cached], *source, values),
+            Self::LeastWork {
+                queued,
+                per_request,
+                source,
+            } => least_work(view, (*queued, *per_request), *source, values),
             Self::Zero => values.extend(each.map(|_| 0.0)),
         }
     }
@@ -235,5 +252,31 @@ fn composite(view: &View<'_>, weights: [f64; 3], source: Source, values: &mut Ve
             0.0
         };
         *value = (mean * 100.0).round() / 100.0;
+    }
+}
+
+fn least_work(
+    view: &View<'_>,
+    (queued, per_request): (f64, f64),
+    source: Source,
+    values: &mut Vec<f64>,
+) {
+    let held = view.held(source).iter();
+    values.extend(view.endpoints().zip(held).map(|(endpoint, held)| {
+        let load = &endpoint.load;
+        view.uncached(source, held)
+            + queued * load.queued_tokens as f64
+            + per_request * f64::from(load.active)
+    }));
+    let (least, most) = (values.iter()).fold((f64::INFINITY, 0.0f64), |(least, most), work| {
+        (least.min(*work), most.max(*work))
+    });
+    let span = most - least;
+    for value in values {
+        *value = if span > 0.0 {
+            (most - *value) / span
+        } else {
+            1.0
+        };
     }
 }

@@ -138,6 +138,15 @@ impl<'a> View<'a> {
         self.caches.held(self.cx.source(source))
     }
 
+    /// Tokens of the prompt that a candidate does not even expect to have.
+    pub(crate) fn uncached(&self, source: Source, held: &Held) -> f64 {
+        let prompt = self.request.prompt;
+        match self.cx.source(source) {
+            Source::Approximate => prompt.tokens_beyond(held.weighted as usize).into(),
+            Source::Precise => (f64::from(prompt.tokens()) - held.tokens()).max(0.0),
+        }
+    }
+
     /// Scores of candidates by when they were last used, if none has anything of the prompt; else 0.5 for all.
     pub(crate) fn least_recently_used(&self, source: Source, values: &mut Vec<f64>) {
         let n = self.at.len();

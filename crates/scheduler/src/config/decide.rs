@@ -356,6 +356,24 @@ pub(super) fn latency(f: &mut Fields<'_, '_>, supplies: &mut Supplies) -> Is {
     })
 }
 
+/// Ours.
+pub(super) fn least_work(f: &mut Fields<'_, '_>, supplies: &mut Supplies) -> Is {
+    let best = best_source(supplies);
+    Is::Scorer(Scorer::LeastWork {
+        queued: f.number("queuedTokenWeight", 0.05, (0.0, 1e6)),
+        per_request: f.number("tokensPerRequest", 10.0, (0.0, 1e9)),
+        source: source(f, supplies, "prefixMatchInfoProducerName", best),
+    })
+}
+
+fn best_source(supplies: &Supplies) -> Source {
+    if supplies.has_precise() {
+        Source::Precise
+    } else {
+        Source::Approximate
+    }
+}
+
 pub(super) fn max_score(f: &mut Fields<'_, '_>, _: &mut Supplies) -> Is {
     picker(f, Picking::MaxScore)
 }
@@ -543,11 +561,7 @@ pub(super) fn multimodal(_: &mut Fields<'_, '_>, _: &mut Supplies) -> Is {
 pub(super) fn prefix_based(f: &mut Fields<'_, '_>, supplies: &mut Supplies) -> Is {
     let at_least = f.count("nonCachedTokens", 0, 0);
     let prompt_at_least = f.count("promptTokens", 0, 0);
-    let best = if supplies.has_precise() {
-        Source::Precise
-    } else {
-        Source::Approximate
-    };
+    let best = best_source(supplies);
     let source = source(f, supplies, "prefixMatchInfoProducerName", best);
     if at_least == 0 {
         f.warn(

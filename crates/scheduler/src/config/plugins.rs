@@ -66,6 +66,7 @@ pub(super) const TYPES: &[(&str, Read)] = &[
     ("no-hit-lru-scorer", decide::no_hit_lru),
     ("session-affinity-scorer", decide::session_scorer),
     ("latency-scorer", decide::latency),
+    ("least-work-scorer", decide::least_work),
     ("mm-embeddings-cache-scorer", supply::embeddings_scorer),
     ("max-score-picker", decide::max_score),
     ("max-score-in-turn-picker", decide::max_score_in_turn),

@@ -2,7 +2,7 @@
 //!
 //! A scenario is a list of lines, done in order:
 //! ```text
-//! NAME ROLE [waiting N] [running N] [active N] [tokens N] [kv F] [stale] [down] [label K=V] [loras a,b/c/MAX]
+//! NAME ROLE [waiting N] [running N] [active N] [tokens N] [queued N] [kv F] [stale] [down] [label K=V] [loras a,b/c/MAX]
 //! has NAME TEXT*N                      the server has computed this prompt
 //! reports NAME TEXT*N [host]           it says so, of its device's or its host's memory
 //! ask TEXT*N [OPTION VALUE]... => d0 | d0 + p0 | d0, no prefill server | ... | busy | nobody
@@ -248,6 +248,29 @@ fn long_matches_count_more_if_that_is_asked_for() {
          ask story*2048 => b
          why default a => prefix-cache-scorer 0.25 = 0.25
          why default b => prefix-cache-scorer 0.75 = 0.75",
+    );
+}
+
+#[test]
+fn the_first_token_comes_soonest_where_the_least_is_to_be_done_before_it() {
+    check(
+        &one_profile(
+            "least-work-scorer {queuedTokenWeight: 0.5, tokensPerRequest: 10}
+             approx-prefix-cache-producer {autoTune: false, blockSizeTokens: 64}",
+        ),
+        "a - queued 400
+         b - active 6
+         c -
+         has a story*640
+         ask story*1280 => a
+         why default a => least-work-scorer 1 = 1
+         why default b => least-work-scorer 0 = 0
+         why default c => least-work-scorer 0.12 = 0.12
+         a - queued 4000
+         ask story*1280 => c
+         why default b => least-work-scorer 0.956 = 0.956
+         ask story*1280 avoid a,b => c
+         why default c => least-work-scorer 1 = 1",
     );
 }
 
@@ -616,6 +639,7 @@ fn any_endpoint(id: u32) -> impl Strategy<Value = Endpoint> {
             active: active.max(waiting),
             unseen: active / 3,
             tokens,
+            queued_tokens: tokens / 3,
             kv_usage,
             fresh,
         };
@@ -631,7 +655,7 @@ proptest! {
     ) {
         let everything = one_profile(
             "queue-scorer\nrunning-requests-size-scorer\nactive-request-scorer\ntoken-load-scorer\nload-aware-scorer
-             kv-cache-utilization-scorer\nprefix-cache-scorer\nno-hit-lru-scorer\nlatency-scorer\nutilization-detector
+             kv-cache-utilization-scorer\nprefix-cache-scorer\nno-hit-lru-scorer\nlatency-scorer\nleast-work-scorer\nutilization-detector
              weighted-random-picker {maxNumOfEndpoints: 2}",
         );
         let yaml = [PD, PD_FIRST, PD_SECOND, FLOW, &everything][which];

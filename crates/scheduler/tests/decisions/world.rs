@@ -109,6 +109,7 @@ impl World {
                 "running" => load.running = value().parse().unwrap(),
                 "active" => load.active = value().parse().unwrap(),
                 "tokens" => load.tokens = value().parse().unwrap(),
+                "queued" => load.queued_tokens = value().parse().unwrap(),
                 "kv" => load.kv_usage = value().parse().unwrap(),
                 "stale" => load.fresh = false,
                 "down" => endpoint.health = Health::Unreachable,
