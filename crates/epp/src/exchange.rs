@@ -190,6 +190,7 @@ impl Exchange for Request {
     fn response_piece(&mut self, piece: &[u8], _: bool) {
         self.account.piece(&self.epp.metrics, piece.len());
         if let Some(under_way) = &mut self.under_way {
+            under_way.decode.answered();
             under_way.tail.push(piece);
         }
     }

@@ -4,10 +4,11 @@ use crate::endpoint::EndpointSpec;
 use crate::exposition::Scraped;
 use crate::server::{Flight, Server, State};
 use arc_swap::ArcSwap;
+use baton_kv::BlockEvent;
 use baton_scheduler::flow::{Gauge, Room};
 use baton_scheduler::{
-    Decision, Detector, Endpoint, EndpointId, Explanation, Health, Load, Prompt, PromptHasher,
-    Request, Saturation, Scheduler, Unschedulable,
+    Decision, Detector, Endpoint, EndpointId, Explanation, Health, Keys, Load, Prompt,
+    PromptHasher, Request, Saturation, Scheduler, TokenHasher, TokenPrompt, Unschedulable,
 };
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +36,7 @@ pub struct Fleet {
     /// How often the list, or what a server told of itself, has changed.
     version: AtomicU64,
     hasher: PromptHasher,
+    token_hasher: TokenHasher,
     deciding: Mutex<Deciding>,
     began: Instant,
 }
@@ -78,6 +80,11 @@ impl Fleet {
     #[must_use]
     pub fn new(scheduler: Scheduler, key: u64) -> Self {
         let hasher = PromptHasher::new(key).with_blocks(&scheduler.plan().approximate);
+        let token_hasher = TokenHasher::new(key);
+        let scheduler = match scheduler.plan().precise_index(token_hasher) {
+            Some(index) => scheduler.with_precise(index),
+            None => scheduler,
+        };
         Self {
             servers: ArcSwap::default(),
             listing: Mutex::new(0),
@@ -85,6 +92,7 @@ impl Fleet {
             news: watch::Sender::new(()),
             version: AtomicU64::new(0),
             hasher,
+            token_hasher,
             deciding: Mutex::new(Deciding {
                 scheduler,
                 snapshot: Vec::new(),
@@ -334,6 +342,32 @@ impl Fleet {
                 .collect(),
             decision,
         })
+    }
+
+    /// Keys of a prompt's blocks for the index of what servers report; `None` if the plan has no such index.
+    #[must_use]
+    pub fn keys(&self, prompt: &TokenPrompt<'_>) -> Option<Keys> {
+        let sizes: Vec<u32> = {
+            let mut deciding = self.deciding.lock();
+            deciding.scheduler.precise()?.block_sizes().collect()
+        };
+        Some(self.token_hasher.keys(prompt, sizes))
+    }
+
+    /// `server` reports what changed in its cache of `model`.
+    pub fn reported(&self, server: EndpointId, model: &str, events: &[BlockEvent]) {
+        if let Some(index) = self.deciding.lock().scheduler.precise() {
+            for event in events {
+                index.apply(server, model, event);
+            }
+        }
+    }
+
+    /// What `server` reported no longer holds: some of it was missed, or it began anew.
+    pub fn reports_lost(&self, server: EndpointId) {
+        if let Some(index) = self.deciding.lock().scheduler.precise() {
+            index.reset(server);
+        }
     }
 
     /// Whether a request of this priority is let in where nobody queues.

@@ -268,8 +268,11 @@ impl Flight {
         }
     }
 
-    /// The answer has begun, so that the prompt is computed.
+    /// The answer has begun, so that the prompt is computed. May be said again with every piece.
     pub fn answered(&self) {
+        if self.queued.load(Relaxed) == 0 {
+            return;
+        }
         let queued = self.queued.swap(0, Relaxed);
         self.server.state.gauges.queued.fetch_sub(queued, Relaxed);
     }

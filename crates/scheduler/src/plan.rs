@@ -4,6 +4,7 @@ use crate::filter::Filter;
 use crate::picker::Picker;
 use crate::saturation::Detector;
 use crate::scorer::Scorer;
+use crate::{PreciseConfig, PreciseIndex, TokenHasher};
 use std::time::Duration;
 
 /// Everything that decides.
@@ -294,6 +295,19 @@ impl InFlight {
 }
 
 impl Plan {
+    /// An empty index of what servers report, if the plan has one; `hasher` makes its keys, and those of prompts.
+    #[must_use]
+    pub fn precise_index(&self, hasher: TokenHasher) -> Option<PreciseIndex> {
+        let precise = self.precise.as_ref()?;
+        let usual = PreciseConfig::default();
+        let config = PreciseConfig {
+            most_per_source: usual.most_per_source.min(precise.most_blocks),
+            weight_off_device: precise.host_weight,
+            ..usual
+        };
+        Some(PreciseIndex::new(hasher, config))
+    }
+
     /// How long blocks of a routed request are expected to be reported, if that is guessed.
     pub(crate) fn speculative(&self) -> Option<Duration> {
         self.precise.as_ref()?.speculative

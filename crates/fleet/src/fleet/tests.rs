@@ -188,6 +188,53 @@ fn a_server_that_was_started_again_has_lost_its_cache() {
 }
 
 #[test]
+fn what_servers_report_counts_until_it_is_lost() {
+    let config = serde_json::json!({
+        "apiVersion": "llm-d.ai/v1alpha1",
+        "kind": "EndpointPickerConfig",
+        "plugins": [
+            {"type": "precise-prefix-cache-scorer"},
+            {"type": "max-score-in-turn-picker"},
+        ],
+    });
+    let plan = baton_scheduler::config::load(&config).unwrap().plan;
+    let fleet = Fleet::new(Scheduler::new(plan, PrefixIndex::new(1000)), 7);
+    fleet.set_endpoints(&two()).unwrap();
+    let servers = fleet.servers();
+    for server in servers.iter() {
+        fleet.set_health(server, Health::Healthy);
+    }
+    let tokens: Vec<u32> = (0..64).collect();
+    let stored = baton_kv::Stored {
+        hashes: (0..4).map(baton_kv::EngineHash).collect(),
+        tokens: tokens.clone(),
+        block_size: 16,
+        ..baton_kv::Stored::default()
+    };
+    let stored = [BlockEvent::Stored(stored)];
+    let uncached = || {
+        let asked = TokenPrompt {
+            model: "m",
+            tokens: &tokens,
+            ..TokenPrompt::default()
+        };
+        let keys = fleet.keys(&asked).unwrap();
+        let prompt = fleet.prompt("m", &[&[b'x'; 300]], Some(64));
+        let request = Request {
+            keys: Some(&keys),
+            ..Request::new(&prompt)
+        };
+        let found = fleet.route(&request).unwrap().decision;
+        (found.decode == servers[1].id, found.uncached_tokens)
+    };
+    fleet.reported(servers[1].id, "m", &stored);
+    assert_eq!([uncached(), uncached()], [(true, 0), (true, 0)]);
+    fleet.reports_lost(servers[1].id);
+    assert_eq!(uncached().1, 64);
+    assert!(self::fleet().keys(&TokenPrompt::default()).is_none());
+}
+
+#[test]
 fn a_thousand_endpoints_that_come_and_go_leave_nothing_behind() {
     let fleet = fleet();
     let mut gone: Vec<Weak<Server>> = Vec::new();

@@ -3,9 +3,9 @@
 use baton_kv::{BlockEvent, EngineHash, Medium, Stored};
 use baton_scheduler::config::load;
 use baton_scheduler::{
-    Adapters, Decision, Endpoint, EndpointId, Explanation, Health, Identity, Load, PreciseConfig,
-    PreciseIndex, Prefill, PrefixIndex, Prompt, PromptHasher, Request, Role, Scheduler,
-    TokenHasher, TokenPrompt, Unschedulable,
+    Adapters, Decision, Endpoint, EndpointId, Explanation, Health, Identity, Load, Prefill,
+    PrefixIndex, Prompt, PromptHasher, Request, Role, Scheduler, TokenHasher, TokenPrompt,
+    Unschedulable,
 };
 use std::time::Duration;
 
@@ -39,11 +39,10 @@ impl World {
     fn new(yaml: &str) -> Self {
         let value = serde_norway::from_str(yaml).unwrap();
         let plan = load(&value).unwrap_or_else(|e| panic!("{e}")).plan;
-        let precise = plan.precise.is_some();
+        let precise = plan.precise_index(token_hasher());
         let hasher = PromptHasher::new(1).with_blocks(&plan.approximate);
         let mut scheduler = Scheduler::new(plan, PrefixIndex::new(100_000));
-        if precise {
-            let index = PreciseIndex::new(token_hasher(), PreciseConfig::default());
+        if let Some(index) = precise {
             scheduler = scheduler.with_precise(index);
         }
         Self {
