@@ -91,7 +91,7 @@ bench: build $(VENV)/stamp ## the figures of BENCHMARKS.md
 bench-handover: ## KV transfer beside bare sockets and memory copies, over loopback, shared memory and a veth
 	@tests/bench/handover.sh
 
-bench-picker: picker-examples $(VENV)/envoy-stamp ## what an endpoint picker costs beside Envoy; ROUNDS=n (3)
+bench-picker: build picker-examples $(VENV)/envoy-stamp ## what `baton epp` costs beside Envoy with 10, 100 and 1000 endpoints; ROUNDS=n (3)
 	@$(PY) tests/bench/picker.py --rounds $(ROUNDS)
 
 bench-overlap: ROUNDS := 7

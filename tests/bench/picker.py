@@ -4,24 +4,29 @@ Envoy and the picker share one core, the load and the servers have the other. Ro
 with the picker, so that a machine that speeds up or slows down does so for both. CPU is what the scheduler says each process
 had; it stays of use on a machine that has other work, which rates and times do not.
 
-    python3 tests/bench/picker.py [--endpoints 10,100,1000] [--picker 'COMMAND with {endpoints}'] [--rounds 3] [--quick]
+    python3 tests/bench/picker.py [--endpoints 10,100,1000] [--picker 'COMMAND with {file}'] [--rounds 3] [--quick]
 
-Without --picker it is the round robin of crates/ext-proc/examples. `{endpoints}` in a command becomes `--endpoint=A` for each
-address; `{file}` a file with one address a line.
+`--picker minimal` is the round robin of crates/ext-proc/examples, `--picker epp` (the default) `baton epp` with picker.yaml
+beside this file. Any other is a command, in which `{file}` becomes a list of endpoints in llm-d's form: all of them are one
+server, every fourth called a prefill server. Requests count once all endpoints are known.
 """
 import argparse
 import json
+import os
 import pathlib
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "envoy"))
 import envoy_config as ec  # noqa: E402
-from harness import EXAMPLES, Envoy, Picker, Upstream, free_port, minimal  # noqa: E402
+from harness import EXAMPLES, ROOT, Envoy, Picker, Upstream, eventually, free_port, minimal  # noqa: E402
 
+BATON = os.environ.get("BATON_BIN", str(ROOT / "target/release/baton"))
 SHARED, OTHERS = "0", "1"
 # name, bytes of the prompt, connections, requests in a round, path
 LOADS = [("0.5 KB", 512, 64, 6000, "/v1/completions"), ("32 KB", 32 << 10, 16, 3000, "/v1/completions"),
@@ -68,16 +73,36 @@ class Way:
         self.envoy.stop()
 
 
-def picker_of(command: str | None, endpoint: str, count: int, folder: str) -> Picker:
-    endpoints = [endpoint] * count
-    if command is None:
-        return Picker(minimal(endpoints), False, SHARED)
-    file = pathlib.Path(folder) / f"endpoints-{count}"
-    file.write_text("\n".join(endpoints) + "\n")
-    words = []
-    for word in shlex.split(command):
-        words += [f"--endpoint={e}" for e in endpoints] if word == "{endpoints}" else [word.replace("{file}", str(file))]
-    return Picker(words, False, SHARED)
+def picker_of(command: str, endpoint: str, count: int, folder: str) -> Picker:
+    if command == "minimal":
+        return Picker(minimal([endpoint] * count), False, SHARED)
+    address, port = endpoint.rsplit(":", 1)
+    listed = [{"name": f"pod-{i}", "address": address, "port": port,
+               "labels": {"llm-d.ai/role": "decode" if i % 4 else "prefill"}} for i in range(count)]
+    file = pathlib.Path(folder) / f"endpoints-{count}.json"
+    file.write_text(json.dumps({"endpoints": listed}))
+    if command != "epp":
+        return Picker([word.replace("{file}", str(file)) for word in shlex.split(command)], False, SHARED)
+    metrics = free_port()
+    config = pathlib.Path(__file__).with_name("picker.yaml")
+    picker = Picker([BATON, "epp", f"--config-file={config}", f"--endpoints-file={file}", f"--metrics-port={metrics}"],
+                    False, SHARED)
+    eventually(lambda: ready(metrics) == count, f"{count} endpoints are known", 120)
+    return picker
+
+
+def ready(port: int) -> float:
+    """Endpoints that a picker takes for ready."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("llm_d_epp_ready_endpoints"))
+
+
+def idle_cores(picker: Picker, seconds: float = 10) -> float:
+    """What the picker takes while nobody asks it anything: it watches its endpoints."""
+    before = cpu_ms(picker.pid)
+    time.sleep(seconds)
+    return (cpu_ms(picker.pid) - before) / 1000 / seconds
 
 
 def table(ways: list[Way], rounds: int):
@@ -96,8 +121,8 @@ def table(ways: list[Way], rounds: int):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--picker")
-    parser.add_argument("--endpoints", default="10")
+    parser.add_argument("--picker", default="epp")
+    parser.add_argument("--endpoints", default="10,100,1000")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a tenth of the requests")
     args = parser.parse_args()
@@ -109,6 +134,9 @@ def main():
             for count in map(int, args.endpoints.split(",")):
                 pickers.append(picker_of(args.picker, upstream.endpoint, count, folder))
                 ways.append(Way(f"with picker, {count} endpoints", pickers[-1], upstream))
+            for way in ways:
+                if way.picker:
+                    print(f"{way.name}: {idle_cores(way.picker):.3f} cores while nobody asks", flush=True)
             for way in ways:
                 way.run((*LOADS[0][:3], 500, LOADS[0][4]))
                 way.rows.clear()
