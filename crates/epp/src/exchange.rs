@@ -1,13 +1,17 @@
 //! One request, from its head to its answer's last byte.
 //!
-//! Stations: the body is scanned while it comes ([`Request::request_piece`]); it is decided once it is there
-//! ([`Request::decide`]: who asks, for which model, may it come in, where does it go); the answer's head and bytes are
-//! watched as far as somebody wants to know; the end, whatever it is, gives back what was counted.
+//! Stations: the body is scanned while it comes ([`Request::request_piece`]); once it is there, it is [understood]
+//! (who asks, for which model), let in (at once, or through the queue), and [placed] (where it goes); the answer's head
+//! and bytes are watched as far as somebody wants to know; the end, whatever it is, gives back what was counted.
+//!
+//! [understood]: Request::understand
+//! [placed]: Request::place
 
 use crate::account::Account;
 use crate::intent::{self, Api};
 use crate::names;
 use crate::picker::Epp;
+use crate::queue::{Claim, Waiting};
 use crate::refusals;
 use crate::restore::Restore;
 use crate::route::{self, Ask};
@@ -16,23 +20,37 @@ use base64::Engine as _;
 use baton_ext_proc::{
     Ended, Exchange, Refusal, Reply, RequestHead, ResponseBody, ResponseHead, Routed,
 };
-use baton_fleet::{Flight, Server};
+use baton_fleet::{Flight, Permit, Server};
 use baton_http::Pieces;
-use baton_openai::facts::{Facts, Form, ScanError, Scanner, json_string};
+use baton_openai::facts::{Facts, Form, ScanError, Scanner, Span, json_string};
 use baton_scheduler::Prompt;
 use bytes::Bytes;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 /// What is known of a request until its answer has passed.
-#[derive(Debug)]
 pub(crate) struct Request {
     epp: Arc<Epp>,
     head: RequestHead,
     /// What is known of the body; an error once it is known to be none.
     scan: Result<Scanner, ScanError>,
     account: Account,
+    waiting: Option<(Asked, Waiting)>,
     under_way: Option<UnderWay>,
+}
+
+/// What a request wants.
+#[derive(Debug)]
+struct Asked {
+    /// The model that the client names.
+    model: Option<String>,
+    /// The name that it gets on its way, if that is another.
+    target: Option<String>,
+    /// Where the name stands in the body.
+    name_at: Option<Span>,
+    prompt: Prompt,
+    multimodal: bool,
+    priority: i32,
 }
 
 /// A request that was sent to servers.
@@ -46,6 +64,8 @@ struct UnderWay {
     renamed: Option<(String, String)>,
     restore: Option<Restore>,
     tail: Tail,
+    /// Dropped last: it wakes others, who look at what is counted.
+    permit: Option<Permit>,
 }
 
 impl Request {
@@ -56,65 +76,65 @@ impl Request {
             head,
             scan: Ok(Scanner::new()),
             account,
+            waiting: None,
             under_way: None,
         }
     }
 
-    /// Where the request with `body` goes.
-    fn decide(&mut self, body: &Pieces) -> Result<Routed, Refusal> {
+    /// Decides, in as many calls as the queue needs.
+    fn poll(&mut self, cx: &mut Context<'_>, body: &Pieces) -> Poll<Result<Routed, Refusal>> {
+        if self.waiting.is_none() {
+            let asked = self.understand(body)?;
+            let Some(waiting) = self.enter(&asked, body)? else {
+                return Poll::Ready(self.place(asked, None, body));
+            };
+            self.waiting = Some((asked, waiting));
+        }
+        let Some((_, waiting)) = &mut self.waiting else {
+            return Poll::Pending;
+        };
+        let permit = ready!(waiting.as_mut().poll(cx));
+        let asked = self.waiting.take().map(|(asked, _)| asked);
+        Poll::Ready(match (permit, asked) {
+            (Ok(permit), Some(asked)) => self.place(asked, Some(permit), body),
+            (Err(refusal), _) => Err(refusal),
+            (Ok(_), None) => Err(refusals::broken()),
+        })
+    }
+
+    /// What the request with `body` wants.
+    fn understand(&mut self, body: &Pieces) -> Result<Asked, Refusal> {
         let epp = self.epp.clone();
         let text: Vec<&Bytes> = body.iter().collect();
         let api = intent::api(&self.head.headers);
         let facts = self.facts(api)?;
         let objects = epp.objects.load();
-        let asked = facts.model_name(&text);
+        let model = facts.model_name(&text);
         let said = intent::first(&self.head.headers, &names::REWRITE);
-        let ruled = objects.rewrite(asked.as_deref(), epp.chance());
+        let ruled = objects.rewrite(model.as_deref(), epp.chance());
         let target = ruled.map(|(_, target)| target).or(said);
-        if api != Api::Other && asked.is_none() && target.is_none() {
+        if api != Api::Other && model.is_none() && target.is_none() {
             return Err(refusals::field("model", "model not found in request body"));
         }
-        let renamed = target.filter(|target| Some(*target) != asked.as_deref());
+        let target = target.filter(|target| Some(*target) != model.as_deref());
+        let served = target.or(model.as_deref());
         let objective = intent::first(&self.head.headers, &names::OBJECTIVE);
         let priority = objects.priority(objective);
         let fairness = intent::first(&self.head.headers, &names::FAIRNESS);
-        let names = (asked.as_deref(), target.or(asked.as_deref()));
-        self.account.knows(&epp.metrics, names, fairness, priority);
+        let labels = (model.as_deref(), served);
+        self.account.knows(&epp.metrics, labels, fairness, priority);
         if let Some((rule, target)) = ruled {
-            epp.metrics
-                .rewritten(&rule.object, asked.as_deref(), target);
+            epp.metrics.rewritten(&rule.object, model.as_deref(), target);
         }
-        epp.fleet.admit(priority).map_err(refusals::not_admitted)?;
         let slices: Vec<&[u8]> = facts.prompt_slices(&text).collect();
-        let prompt = epp
-            .fleet
-            .prompt(names.1.unwrap_or(""), &slices, facts.tokens());
-        let ask = Ask {
-            head: &self.head,
-            model: names.0,
-            target: renamed,
-            prompt: &prompt,
+        Ok(Asked {
+            prompt: epp.fleet.prompt(served.unwrap_or(""), &slices, facts.tokens()),
+            target: target.map(str::to_owned),
+            model: model.as_deref().map(str::to_owned),
+            name_at: facts.model,
             multimodal: facts.media.any(),
             priority,
-        };
-        let (route, mut routed) = route::decide(&epp, &ask)
-            .map_err(|why| refusals::unschedulable(why, names.1, &epp.fleet))?;
-        if let (Some(target), Some(span)) = (renamed, facts.model.clone()) {
-            let edit = (span, Bytes::from(json_string(target)));
-            routed.body = Some(body.clone().replaced([edit]));
-        }
-        let renamed = renamed.zip(asked.as_deref());
-        let decode = route.decode;
-        self.account.sent(&epp.metrics, body.len());
-        self.under_way = Some(UnderWay {
-            decode,
-            helpers: route.prefill.into_iter().chain(route.encode).collect(),
-            renamed: renamed.map(|(target, asked)| (json_string(target), json_string(asked))),
-            prompt,
-            restore: None,
-            tail: Tail::default(),
-        });
-        Ok(routed)
+        })
     }
 
     /// What the body says. A body that no server could read is refused here, as servers would.
@@ -132,11 +152,76 @@ impl Request {
         }
     }
 
+    /// Lets the request in, or into the queue if there is one. What only wants to know something need not wait.
+    fn enter(&self, asked: &Asked, body: &Pieces) -> Result<Option<Waiting>, Refusal> {
+        let queue = self.epp.queue.as_ref().filter(|_| self.head.has_body);
+        let Some(queue) = queue else {
+            let admitted = self.epp.fleet.admit(asked.priority);
+            return admitted.map(|()| None).map_err(refusals::not_admitted);
+        };
+        let fairness = intent::first(&self.head.headers, &names::FAIRNESS);
+        Ok(Some(queue.enter(&Claim {
+            headers: &self.head.headers,
+            fairness: fairness.unwrap_or(names::DEFAULT_FLOW),
+            priority: asked.priority,
+            tokens: asked.prompt.tokens(),
+            bytes: body.len(),
+        })))
+    }
+
+    /// Where the request goes, now that it may.
+    fn place(
+        &mut self,
+        asked: Asked,
+        mut permit: Option<Permit>,
+        body: &Pieces,
+    ) -> Result<Routed, Refusal> {
+        let epp = self.epp.clone();
+        let ask = Ask {
+            head: &self.head,
+            model: asked.model.as_deref(),
+            target: asked.target.as_deref(),
+            prompt: &asked.prompt,
+            multimodal: asked.multimodal,
+            priority: asked.priority,
+        };
+        let served = ask.target.or(ask.model);
+        let (route, mut routed) = route::decide(&epp, &ask)
+            .map_err(|why| refusals::unschedulable(why, served, &epp.fleet))?;
+        permit.iter_mut().for_each(Permit::placed);
+        if let (Some(target), Some(span)) = (ask.target, asked.name_at) {
+            let edit = (span, Bytes::from(json_string(target)));
+            routed.body = Some(body.clone().replaced([edit]));
+        }
+        let renamed = asked.target.as_deref().zip(asked.model.as_deref());
+        self.account.sent(&epp.metrics, body.len());
+        self.under_way = Some(UnderWay {
+            decode: route.decode,
+            helpers: route.prefill.into_iter().chain(route.encode).collect(),
+            renamed: renamed.map(|(target, model)| (json_string(target), json_string(model))),
+            prompt: asked.prompt,
+            restore: None,
+            tail: Tail::default(),
+            permit,
+        });
+        Ok(routed)
+    }
+
     /// The header by which the client's session stays where it is.
     fn session(&self, server: &Server) -> Option<(&'static str, Bytes)> {
         let header = self.epp.session_header?;
         let token = base64::engine::general_purpose::STANDARD.encode(server.name());
         Some((header, token.into()))
+    }
+}
+
+impl UnderWay {
+    /// The answer begins: whoever computed the prompt is done with it.
+    fn prompt_done(&mut self) {
+        if !self.helpers.is_empty() {
+            self.helpers.clear();
+            self.permit.iter().for_each(Permit::part_done);
+        }
     }
 }
 
@@ -149,8 +234,12 @@ impl Exchange for Request {
         }
     }
 
-    fn poll_decide(&mut self, _: &mut Context<'_>, body: &Pieces) -> Poll<Result<Routed, Refusal>> {
-        let decided = self.decide(body);
+    fn poll_decide(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &Pieces,
+    ) -> Poll<Result<Routed, Refusal>> {
+        let decided = ready!(self.poll(cx, body));
         if let Err(refusal) = &decided {
             self.account.refused(&self.epp.metrics, refusal);
         }
@@ -169,7 +258,7 @@ impl Exchange for Request {
         let Some(under_way) = &mut self.under_way else {
             return reply;
         };
-        under_way.helpers.clear();
+        under_way.prompt_done();
         let server = under_way.decode.server().clone();
         match status {
             200..=299 => self.epp.fleet.answered(&server, &under_way.prompt),
@@ -204,6 +293,8 @@ impl Exchange for Request {
     }
 
     fn ended(&mut self, why: Ended) {
+        // Whoever still waits leaves the queue.
+        self.waiting = None;
         let usage = self.under_way.take().map(|u| u.tail.usage());
         self.account
             .ended(&self.epp.metrics, why, usage.unwrap_or_default());

@@ -1,7 +1,7 @@
 //! The endpoint picker: what Envoy, and every gateway that is made of it, asks where a request goes (`ext_proc`).
 //!
 //! One file a station: `picker` (a request begins), `exchange` (its body, its answer, its end), `intent` (what its headers
-//! say), `route` (the decision in the proxy's words), `refusals`; beside them `objects` (what operators say of models and
+//! say), `queue`, `route` (the decision in the proxy's words), `refusals`; beside them `objects` (what operators say of models and
 //! priorities), `usage` and `restore` (the little that is read and changed of an answer), `account`, `series` and
 //! `metrics`, `decisions`. How servers are chosen is `baton_scheduler`'s, what is known of them `baton_fleet`'s, and how
 //! Envoy speaks `baton_ext_proc`'s. Invariants: a body goes on as it came, but for the model's name where that changes;
@@ -17,6 +17,7 @@ mod metrics;
 mod names;
 mod objects;
 mod picker;
+mod queue;
 mod refusals;
 mod restore;
 mod route;

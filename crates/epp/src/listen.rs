@@ -154,6 +154,10 @@ pub async fn run(bound: Bound, shutdown: CancellationToken) {
     {
         background.spawn(tls.clone().follow_folder(folder.clone()));
     }
+    if let Some(queue) = &epp.queue {
+        background.spawn(queue.gate.clone().run());
+        background.spawn(queue.gate.clone().follow(epp.fleet.clone()));
+    }
     let told = health_of(&shutdown);
     let ended = CancellationToken::new();
     background.spawn(serve_health(
@@ -166,11 +170,14 @@ pub async fn run(bound: Bound, shutdown: CancellationToken) {
     // What takes requests goes on until the drain is over.
     let stop = CancellationToken::new();
     background.spawn({
-        let stop = stop.clone();
+        let (stop, epp) = (stop.clone(), epp.clone());
         async move {
             shutdown.cancelled().await;
             tokio::time::sleep(config.drain).await;
             stop.cancel();
+            if let Some(queue) = &epp.queue {
+                queue.gate.close();
+            }
         }
     });
     let http2 = Http2Config {

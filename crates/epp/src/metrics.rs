@@ -4,7 +4,7 @@
 use crate::picker::Epp;
 use crate::series::{Known, Requests, Series};
 use baton_ext_proc::Ended;
-use baton_fleet::{Route, Server};
+use baton_fleet::{FlowMetrics, Route, Server};
 use baton_scheduler::{Endpoint, Health, Unschedulable};
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
@@ -100,6 +100,7 @@ pub(crate) struct Metrics {
     choices: Choices,
     rewrites: IntCounterVec,
     fleet: FleetGauges,
+    pub(crate) flow: Arc<FlowMetrics>,
 }
 
 /// What was decided.
@@ -190,6 +191,7 @@ impl Metrics {
                 &["model_rewrite_name", "model_name", "target_model"],
             ),
             fleet: FleetGauges::new(r),
+            flow: Arc::new(FlowMetrics::new(r, pool)),
             registry,
         }
     }
@@ -201,7 +203,7 @@ impl Metrics {
         fairness: Option<&str>,
         priority: i32,
     ) -> Arc<Series> {
-        let fairness = fairness.unwrap_or("default-flow");
+        let fairness = fairness.unwrap_or(crate::names::DEFAULT_FLOW);
         self.known.series(
             model.unwrap_or(""),
             target.unwrap_or(""),
@@ -270,6 +272,9 @@ impl Metrics {
     pub(crate) fn render(&self, epp: &Epp) -> Vec<u8> {
         self.fleet
             .set(&self.pool, &epp.fleet.servers(), &epp.fleet.snapshot());
+        if let Some(queue) = &epp.queue {
+            self.flow.refresh(&queue.gate);
+        }
         let mut families = self.registry.gather();
         if self.legacy {
             let old = families.iter().filter_map(legacy_twin).collect::<Vec<_>>();

@@ -17,6 +17,10 @@ pub(crate) const FAIRNESS: [&str; 2] = [
 /// The name that the model gets on its way to a server.
 pub(crate) const REWRITE: [&str; 2] =
     ["x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite"];
+/// Milliseconds in which the client wants its first token.
+pub(crate) const SLO_TTFT: [&str; 2] = ["x-llm-d-slo-ttft-ms", "x-slo-ttft-ms"];
+/// Whose request it is if nobody says.
+pub(crate) const DEFAULT_FLOW: &str = "default-flow";
 /// The endpoints that a test allows.
 pub(crate) const SELECTION: &str = "test-epp-endpoint-selection";
 /// The endpoint that answered, told to a test.

@@ -4,6 +4,7 @@ use crate::decisions::Decisions;
 use crate::exchange::Request;
 use crate::metrics::Metrics;
 use crate::objects::Objects;
+use crate::queue::Queue;
 use arc_swap::ArcSwap;
 use baton_ext_proc::{Picker, Refusal, RequestHead};
 use baton_fleet::Fleet;
@@ -19,6 +20,8 @@ pub(crate) struct Epp {
     pub(crate) objects: ArcSwap<Objects>,
     pub(crate) config: PickerConfig,
     pub(crate) metrics: Metrics,
+    /// Where requests wait for servers with room, if they do.
+    pub(crate) queue: Option<Queue>,
     /// The last decisions, if they are kept.
     pub(crate) decisions: Option<Decisions>,
     /// Whether the proxy may restrict the choice.
@@ -55,9 +58,13 @@ impl Epp {
             }
             _ => None,
         };
+        let metrics = Metrics::new(pool, config.gates.legacy_metrics);
+        let queue = (config.flow_control.as_ref())
+            .map(|flow| Queue::new(flow, &config.plan, &fleet, metrics.flow.clone()));
         Self {
             session_header,
-            metrics: Metrics::new(pool, config.gates.legacy_metrics),
+            queue,
+            metrics,
             fleet,
             objects: ArcSwap::default(),
             config,

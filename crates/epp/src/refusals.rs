@@ -5,6 +5,7 @@ use baton_fleet::Fleet;
 use baton_openai::ApiError;
 use baton_openai::facts::ScanError;
 use baton_scheduler::Unschedulable;
+use baton_scheduler::flow::Outcome;
 use http::StatusCode;
 
 /// Most models that an error names.
@@ -34,6 +35,21 @@ pub(crate) fn body(error: ScanError) -> Refusal {
 pub(crate) fn not_admitted(_: Unschedulable) -> Refusal {
     let message = "servers are busy, and this request may be refused then";
     Refusal::new(StatusCode::TOO_MANY_REQUESTS, message).dropped(SATURATED)
+}
+
+/// The queue turned the request away.
+pub(crate) fn turned_away(outcome: Outcome) -> Refusal {
+    let Some(told) = outcome.refusal() else {
+        return broken();
+    };
+    let status = StatusCode::from_u16(told.status);
+    Refusal::new(status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE), told.message)
+        .dropped(told.dropped_reason)
+}
+
+/// The picker is at fault.
+pub(crate) fn broken() -> Refusal {
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the picker lost the request")
 }
 
 /// No server may answer.

@@ -10,6 +10,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// The longest wait that is told from no bound at all.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
 /// Where requests to a picker come from, and how it decides.
 #[derive(Clone, Debug, Args)]
 pub struct Settings {
@@ -215,7 +218,7 @@ impl Settings {
         let endpoints = self.endpoints_file.or(discovery);
         let limits = Limits {
             max_body: self.max_body_size,
-            decision: self.decision_timeout,
+            decision: self.decision_timeout.saturating_add(longest_wait(&picker)),
             ..Limits::default()
         };
         let config = Config {
@@ -251,6 +254,16 @@ impl Settings {
         };
         Ok(serde_norway::from_str(&text)?)
     }
+}
+
+/// How long a request may stand in the queue before it is decided.
+fn longest_wait(picker: &PickerConfig) -> Duration {
+    let Some(flow) = &picker.flow_control else {
+        return Duration::ZERO;
+    };
+    let waits = [flow.queue.default_ttl, flow.queue.no_endpoint_ttl];
+    // Without a bound of its own a request waits as long as its client.
+    waits.into_iter().map(|wait| wait.unwrap_or(LONGEST)).max().unwrap_or(LONGEST)
 }
 
 /// A length of time as Go writes it.
