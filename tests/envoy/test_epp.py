@@ -270,3 +270,96 @@ def test_sigterm_says_not_ready_takes_requests_for_a_while_and_ends_with_0(mocks
         time.sleep(0.3)
         assert door.post({"model": "m", "prompt": "x"}).status == 200
         assert door.picker.process.wait(20) == 0
+
+
+# One request at a time and server; one more may wait, for a second and a half.
+QUEUE = """
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+featureGates: [flowControl]
+plugins:
+- type: queue-scorer
+- {name: one, type: concurrency-detector, parameters: {maxConcurrency: 1}}
+- type: max-score-picker
+schedulingProfiles:
+- {name: default, plugins: [{pluginRef: queue-scorer}, {pluginRef: max-score-picker}]}
+flowControl:
+  saturationDetector: {pluginRef: one}
+  defaultRequestTTL: 1500ms
+  noEndpointRequestTTL: 500ms
+  maxRequests: "1"
+"""
+
+
+class Streaming:
+    """A request that is being answered until it is closed."""
+
+    def __init__(self, door):
+        self.connection = Http1(door.port)
+        self.connection.send("POST", "/stream/v1/completions?n=100000&gap_ms=20", {"content-type": "application/json"},
+                             json.dumps({"model": "m", "prompt": "x"}).encode())
+        status, headers = self.connection.read_head()
+        next(self.connection.chunks(headers))
+        assert status == 200
+
+    def close(self):
+        self.connection.close()
+
+
+@pytest.fixture(scope="module")
+def queueing(mocks):
+    with Door(mocks[1:2], config=QUEUE) as running:
+        running.picker.await_servers(1)
+        yield running
+
+
+def send(door) -> Http1:
+    connection = Http1(door.port)
+    connection.send("POST", "/seen/v1/completions", {"content-type": "application/json"},
+                    json.dumps({"model": "m", "prompt": "x"}).encode())
+    return connection
+
+
+def waiting(door) -> float:
+    return door.picker.metric("llm_d_epp_flow_control_queue_size")
+
+
+def test_a_request_waits_for_a_server_with_room(queueing):
+    streaming = Streaming(queueing)
+    second = send(queueing)
+    eventually(lambda: waiting(queueing) == 1, "the second waits")
+    streaming.close()
+    assert second.read().status == 200
+
+
+def test_a_queue_that_is_full_and_a_wait_that_is_too_long_are_429(queueing):
+    streaming = Streaming(queueing)
+    second = send(queueing)
+    eventually(lambda: waiting(queueing) == 1, "the second waits")
+    for connection, reason in [(send(queueing), "rejected-saturated"), (second, "rejected-ttl-expired")]:
+        answer = connection.read()
+        assert (answer.status, answer.headers["x-llm-d-request-dropped-reason"]) == (429, reason)
+        assert answer.headers["retry-after"] and answer.json()["error"]["code"] == 429
+    streaming.close()
+
+
+def test_a_client_that_leaves_while_it_waits_frees_its_place(queueing):
+    streaming = Streaming(queueing)
+    second = send(queueing)
+    eventually(lambda: waiting(queueing) == 1, "the second waits")
+    second.close()
+    eventually(lambda: waiting(queueing) == 0, "nobody waits")
+    streaming.close()
+    eventually(lambda: queueing.picker.metric("llm_d_epp_inflight_requests") == 0, "nothing is in flight")
+
+
+def test_what_only_asks_need_not_wait(queueing):
+    streaming = Streaming(queueing)
+    assert ask(queueing.port, "GET", "/seen").status == 200
+    streaming.close()
+
+
+def test_without_any_server_requests_wait_for_the_first_one():
+    with Door([], config=QUEUE) as door:
+        answer = door.post({"model": "m", "prompt": "x"})
+        assert (answer.status, answer.headers["x-llm-d-request-dropped-reason"]) == (503, "rejected-no-endpoints")

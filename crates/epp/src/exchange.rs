@@ -124,11 +124,14 @@ impl Request {
         let labels = (model.as_deref(), served);
         self.account.knows(&epp.metrics, labels, fairness, priority);
         if let Some((rule, target)) = ruled {
-            epp.metrics.rewritten(&rule.object, model.as_deref(), target);
+            epp.metrics
+                .rewritten(&rule.object, model.as_deref(), target);
         }
         let slices: Vec<&[u8]> = facts.prompt_slices(&text).collect();
         Ok(Asked {
-            prompt: epp.fleet.prompt(served.unwrap_or(""), &slices, facts.tokens()),
+            prompt: epp
+                .fleet
+                .prompt(served.unwrap_or(""), &slices, facts.tokens()),
             target: target.map(str::to_owned),
             model: model.as_deref().map(str::to_owned),
             name_at: facts.model,

@@ -43,13 +43,19 @@ pub(crate) fn turned_away(outcome: Outcome) -> Refusal {
         return broken();
     };
     let status = StatusCode::from_u16(told.status);
-    Refusal::new(status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE), told.message)
-        .dropped(told.dropped_reason)
+    Refusal::new(
+        status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
+        told.message,
+    )
+    .dropped(told.dropped_reason)
 }
 
 /// The picker is at fault.
 pub(crate) fn broken() -> Refusal {
-    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the picker lost the request")
+    Refusal::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "the picker lost the request",
+    )
 }
 
 /// No server may answer.

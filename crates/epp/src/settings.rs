@@ -263,7 +263,11 @@ fn longest_wait(picker: &PickerConfig) -> Duration {
     };
     let waits = [flow.queue.default_ttl, flow.queue.no_endpoint_ttl];
     // Without a bound of its own a request waits as long as its client.
-    waits.into_iter().map(|wait| wait.unwrap_or(LONGEST)).max().unwrap_or(LONGEST)
+    waits
+        .into_iter()
+        .map(|wait| wait.unwrap_or(LONGEST))
+        .max()
+        .unwrap_or(LONGEST)
 }
 
 /// A length of time as Go writes it.

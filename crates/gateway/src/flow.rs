@@ -1,8 +1,7 @@
 //! Flow control of the gateway: what its configuration may say, what that means, and what a request asks for.
 
-use crate::flow_metrics::FlowMetrics;
 use crate::refusal::Refusal;
-use baton_fleet::{Admission, Fleet, Permit, Surroundings};
+use baton_fleet::{Admission, Fleet, FlowMetrics, Permit, Surroundings};
 use baton_scheduler::flow::{
     Arrival, BandConfig, DEFAULT_FLOW, Fairness, FlowConfig, Gauge, Need, Ordering, Outcome,
 };

@@ -11,7 +11,6 @@
 mod config;
 mod events;
 mod flow;
-mod flow_metrics;
 mod forward;
 mod front;
 #[cfg(feature = "fuzzing")]

@@ -1,7 +1,6 @@
 //! The gateway's own metrics. All names and help texts are here; label values are bounded.
 
-use crate::flow_metrics::FlowMetrics;
-use baton_fleet::{Admission, Fleet};
+use baton_fleet::{Admission, Fleet, FlowMetrics};
 use baton_scheduler::{Health, Prefill};
 use http::StatusCode;
 use prometheus::{
@@ -75,7 +74,7 @@ impl Metrics {
         let registry = Registry::new();
         let r = &registry;
         Self {
-            flow: flow.then(|| Arc::new(FlowMetrics::new(r))),
+            flow: flow.then(|| Arc::new(FlowMetrics::new(r, "gateway"))),
             requests: counters(
                 r,
                 "baton_gateway_requests_total",
@@ -210,7 +209,7 @@ fn seconds(registry: &Registry, name: &str, help: &str) -> HistogramVec {
     registered(registry, HistogramVec::new(opts, &["path"]))
 }
 
-pub(crate) fn registered<C: Collector + Clone + 'static>(
+fn registered<C: Collector + Clone + 'static>(
     registry: &Registry,
     collector: prometheus::Result<C>,
 ) -> C {

@@ -1,8 +1,8 @@
-//! Metrics of flow control, under llm-d's names.
+//! Metrics of the queue before the servers, under llm-d's names.
 
-use crate::metrics::registered;
-use baton_fleet::{Admission, Seen};
+use crate::admission::{Admission, Seen};
 use parking_lot::Mutex;
+use prometheus::core::Collector;
 use prometheus::{
     GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
 };
@@ -18,11 +18,11 @@ const MAX_TENANTS: usize = 1000;
 /// Longest name that becomes a label.
 const MAX_NAME: usize = 256;
 const OTHER: &str = "other";
-/// What the label `inference_pool` says: the gateway has one.
-const POOL: &str = "gateway";
-
+/// What happens in a queue, for one pool of servers.
 #[derive(Debug)]
-pub(crate) struct FlowMetrics {
+pub struct FlowMetrics {
+    /// What the label `inference_pool` says.
+    pool: Box<str>,
     tenants: Mutex<BTreeSet<Box<str>>>,
     requests: IntCounterVec,
     waited: HistogramVec,
@@ -40,7 +40,9 @@ fn opts(name: &str, help: &str) -> Opts {
 }
 
 impl FlowMetrics {
-    pub(crate) fn new(registry: &Registry) -> Self {
+    /// Registers all of them; `pool` is what the label `inference_pool` says.
+    #[must_use]
+    pub fn new(registry: &Registry, pool: &str) -> Self {
         let r = registry;
         let flow = ["fairness_id", "priority", "inference_pool"];
         let gauge =
@@ -57,6 +59,7 @@ impl FlowMetrics {
         let size = opts("queue_size", "Requests that wait.");
         let bytes = opts("queue_bytes", "Bytes of requests that wait.");
         Self {
+            pool: pool.into(),
             tenants: Mutex::default(),
             requests: registered(
                 r,
@@ -94,15 +97,15 @@ impl FlowMetrics {
     }
 
     /// Notes what became of a request.
-    pub(crate) fn seen(&self, seen: &Seen<'_>) {
+    pub fn seen(&self, seen: &Seen<'_>) {
         let priority = seen.priority.to_string();
         let outcome = seen.outcome.label();
         self.requests
-            .with_label_values(&[outcome, &priority, POOL])
+            .with_label_values(&[outcome, &priority, &self.pool])
             .inc();
         let tenant = self.label(seen.flow);
         self.waited
-            .with_label_values(&[tenant, &priority, outcome, POOL])
+            .with_label_values(&[tenant, &priority, outcome, &self.pool])
             .observe(seen.waited.as_secs_f64());
     }
 
@@ -120,7 +123,7 @@ impl FlowMetrics {
     }
 
     /// Brings gauges up to date.
-    pub(crate) fn refresh(&self, gate: &Admission) {
+    pub fn refresh(&self, gate: &Admission) {
         let part = |used: u64, most: u64| used as f64 / most.max(1) as f64;
         let mut flows: BTreeMap<(String, i32), (i64, i64)> = BTreeMap::new();
         self.band_requests.reset();
@@ -132,7 +135,7 @@ impl FlowMetrics {
                 flow.1 += usage.bytes as i64;
             }
             for (priority, usage, band) in queue.bands() {
-                let labels = [&*priority.to_string(), POOL];
+                let labels = [&*priority.to_string(), &*self.pool];
                 let set = |vec: &GaugeVec, value| vec.with_label_values(&labels).set(value);
                 set(&self.band_requests, part(usage.requests, band.max_requests));
                 set(&self.band_bytes, part(usage.bytes, band.max_bytes));
@@ -140,13 +143,15 @@ impl FlowMetrics {
             let (usage, config) = (queue.usage(), queue.config());
             let all = |vec: &GaugeVec, used, most: Option<u64>| {
                 let value = most.map_or(0.0, |most| part(used, most));
-                vec.with_label_values(&[POOL]).set(value);
+                vec.with_label_values(&[&self.pool]).set(value);
             };
             all(&self.all_requests, usage.requests, config.max_requests);
             all(&self.all_bytes, usage.bytes, config.max_bytes);
             let room = queue.room();
             let stage = |name, value| {
-                self.saturation.with_label_values(&[POOL, name]).set(value);
+                self.saturation
+                    .with_label_values(&[&*self.pool, name])
+                    .set(value);
             };
             stage("decode", room.decode());
             stage("effective", room.effective());
@@ -155,11 +160,22 @@ impl FlowMetrics {
         self.queue_size.reset();
         self.queue_bytes.reset();
         for ((name, priority), (requests, bytes)) in flows {
-            let labels = [&*name, &*priority.to_string(), POOL];
+            let labels = [&*name, &*priority.to_string(), &*self.pool];
             self.queue_size.with_label_values(&labels).set(requests);
             self.queue_bytes.with_label_values(&labels).set(bytes);
         }
     }
+}
+
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: prometheus::Result<C>,
+) -> C {
+    let collector = collector.expect("names are constants and valid");
+    registry
+        .register(Box::new(collector.clone()))
+        .expect("names are unique");
+    collector
 }
 
 #[cfg(test)]
@@ -170,7 +186,7 @@ mod tests {
 
     #[test]
     fn tenants_that_clients_make_up_do_not_become_labels_without_end() {
-        let metrics = FlowMetrics::new(&Registry::new());
+        let metrics = FlowMetrics::new(&Registry::new(), "p");
         for i in 0..3000 {
             metrics.seen(&Seen {
                 outcome: Outcome::Dispatched,
@@ -182,7 +198,7 @@ mod tests {
         let series = |name: &str| {
             let waited = metrics.waited.clone();
             waited
-                .get_metric_with_label_values(&[name, "0", "Dispatched", POOL])
+                .get_metric_with_label_values(&[name, "0", "Dispatched", "p"])
                 .unwrap()
                 .get_sample_count()
         };
