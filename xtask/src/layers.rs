@@ -25,6 +25,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("baton-http", 2),
     ("baton-fleet", 2),
     ("baton-ext-proc", 2),
+    ("baton-k8s", 2),
     ("baton-sim", 2),
     ("baton-server", 3),
     ("baton-gateway", 3),
@@ -41,6 +42,7 @@ const SAME_FLOOR: &[(&str, &str)] = &[
     ("baton-ext-proc", "baton-http"),   // gRPC is HTTP/2 and a few bytes
     ("baton-kv-transfer", "baton-shm"), // on one machine KV lies where both sides see it
     ("baton-fleet", "baton-http"),      // servers are asked over HTTP how they are
+    ("baton-k8s", "baton-fleet"),       // pods become its endpoints
 ];
 
 const EFFECTS: &[&str] = &[

@@ -1,0 +1,5 @@
+//! What this crate does beside an API server.
+
+mod fake;
+mod follow;
+mod lease;
