@@ -15,7 +15,7 @@ test test-rust test-system test-slow test-envoy bench-picker: FEATURES := --feat
 # Where `baton fetch` puts what the tests need; printed by the binary, so that this file knows no paths.
 FETCHED = BATON_PJRT_CPU="$$($(BATON) fetch cpu)" BATON_SMOLLM2="$$($(BATON) fetch smollm2)"
 
-.PHONY: help up build test test-rust test-system test-slow test-envoy test-vllm check fmt lint layers doc bench bench-peers bench-picker bench-handover bench-overlap fuzz fetch clean
+.PHONY: help up build test test-rust test-system test-slow test-envoy test-vllm test-cluster check fmt lint layers doc bench bench-peers bench-picker bench-handover bench-overlap fuzz fetch clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -114,6 +114,13 @@ $(PEERS)/nixl-stamp: $(PEERS)/stamp
 
 test-vllm: build follow $(PEERS)/nixl-stamp ## two real vLLM servers behind the sidecar and the gateway
 	@$(PEERS)/bin/python -m pytest -q tests/vllm
+
+CLUSTER := python3 tests/cluster/cluster.py
+test-cluster: fetch $(VENV)/stamp ## what runs on Kubernetes, on a real cluster of this machine, as root; builds it once (20 minutes)
+	@$(CLUSTER) build
+	@export $(FETCHED); $(PY) -m pytest -q tests/cluster
+	@trap '$(CLUSTER) --name k8s down' EXIT; $(CLUSTER) --name k8s up --control-plane-only >/dev/null; \
+		$(CARGO) test --locked -p baton-k8s --test cluster -- --ignored --test-threads 1
 
 bench-peers: build $(PEERS)/stamp ## beside llama.cpp and vLLM on the same cores; THREADS=n (2), ROUNDS=n (3)
 	@$(PEERS)/bin/python tests/bench/cpu_peers.py --threads $(THREADS) --rounds $(ROUNDS)

@@ -31,8 +31,7 @@ pub use headers::Headers;
 pub use health::{Health, ServingStatus};
 pub use metadata::Allowed;
 pub use picker::{
-    Attribute, AttributeValue, Destination, Ended, Exchange, Picker, Reply, RequestHead,
-    ResponseBody, ResponseHead, Routed,
+    Destination, Ended, Exchange, Picker, Reply, RequestHead, ResponseBody, ResponseHead, Routed,
 };
 pub use refusal::Refusal;
 pub use service::{Limits, serve, serve_health};

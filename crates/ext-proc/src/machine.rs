@@ -9,12 +9,11 @@ use crate::headers::Headers;
 use crate::inbound::{Event, Half, Inbound, Malformed};
 use crate::outbox::{Outbox, set_header};
 use crate::picker::{
-    Attribute, AttributeValue, Ended, Exchange, Picker, Reply, RequestHead, ResponseBody,
-    ResponseHead, Routed,
+    Ended, Exchange, Picker, Reply, RequestHead, ResponseBody, ResponseHead, Routed,
 };
 use crate::proto::{
-    Answer, BodyMutation, CommonAnswer, CommonResponse, FULL_DUPLEX_STREAMED, Field,
-    HeaderMutation, Kind, NONE, StreamedBodyResponse, Struct, TrailersResponse, Value,
+    Answer, CommonAnswer, CommonResponse, FULL_DUPLEX_STREAMED, Field, HeaderMutation, Kind, NONE,
+    Struct, TrailersResponse, Value,
 };
 use crate::refusal::Refusal;
 use crate::status::{Code, Status};
@@ -83,7 +82,7 @@ enum Tell {
 pub(crate) struct Machine<E: Exchange> {
     ask: Ask,
     tell: Tell,
-    told: Told<E>,
+    exchange: Told<E>,
     body: RequestBody,
     /// Internal headers that the client sent, a bit for each of [`INTERNAL`].
     spoofed: u8,
@@ -136,7 +135,7 @@ impl<E: Exchange> Machine<E> {
         Self {
             ask: Ask::Head,
             tell: Tell::Head,
-            told: Told::begin(None),
+            exchange: Told::begin(None),
             body: RequestBody::new(account, max_body),
             spoofed: 0,
             shows_response: true,
@@ -155,7 +154,7 @@ impl<E: Exchange> Machine<E> {
     ) -> Result<Step, Status> {
         let step = self.step(picker, inbound, out);
         if step.is_err() {
-            self.told.end(Ended::Broken);
+            self.exchange.end(Ended::Broken);
         }
         step
     }
@@ -217,7 +216,7 @@ impl<E: Exchange> Machine<E> {
             .filter(|(_, name)| headers.get(name).is_some())
             .fold(0, |bits, (i, _)| bits | 1 << i);
         match picker.begin(RequestHead::read(headers, &inbound.metadata, has_body)?) {
-            Ok(exchange) => self.told = Told::begin(Some(exchange)),
+            Ok(exchange) => self.exchange = Told::begin(Some(exchange)),
             Err(refusal) => return Ok(self.refuse(refusal, out)),
         }
         if has_body {
@@ -236,7 +235,7 @@ impl<E: Exchange> Machine<E> {
             _ => return Err(unexpected("a request body out of place")),
         }
         for piece in data {
-            if let Some(exchange) = &mut self.told.exchange {
+            if let Some(exchange) = &mut self.exchange.exchange {
                 exchange.request_piece(&piece);
             }
             if let Err(refusal) = self.body.push(piece) {
@@ -263,7 +262,7 @@ impl<E: Exchange> Machine<E> {
 
     /// Asks the exchange for its decision; ready with the next step.
     pub(crate) fn poll_decide(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<Step> {
-        let (Ask::Deciding(rest), Some(exchange)) = (self.ask, &mut self.told.exchange) else {
+        let (Ask::Deciding(rest), Some(exchange)) = (self.ask, &mut self.exchange.exchange) else {
             return Poll::Ready(Step::Read);
         };
         exchange
@@ -273,7 +272,7 @@ impl<E: Exchange> Machine<E> {
 
     /// The decision took too long.
     pub(crate) fn overdue(&mut self, out: &mut Outbox) -> Step {
-        let (Ask::Deciding(rest), Some(exchange)) = (self.ask, &mut self.told.exchange) else {
+        let (Ask::Deciding(rest), Some(exchange)) = (self.ask, &mut self.exchange.exchange) else {
             return Step::Read;
         };
         let decided = exchange.overdue(self.body.whole());
@@ -342,7 +341,7 @@ impl<E: Exchange> Machine<E> {
 
     fn refuse(&mut self, refusal: Refusal, out: &mut Outbox) -> Step {
         (self.ask, self.tell) = (Ask::Over, Tell::Over);
-        self.told.end(Ended::Refused);
+        self.exchange.end(Ended::Refused);
         self.body.release();
         out.message(Answer::Immediate(refusal.into_message()), None);
         Step::End
@@ -362,7 +361,7 @@ impl<E: Exchange> Machine<E> {
         self.ask = Ask::Over;
         self.body.release();
         let head = ResponseHead::read(headers, metadata, !end && self.shows_response)?;
-        let reply = match &mut self.told.exchange {
+        let reply = match &mut self.exchange.exchange {
             Some(exchange) => exchange.response_head(&head),
             None => Reply::default(),
         };
@@ -372,7 +371,7 @@ impl<E: Exchange> Machine<E> {
             self.response_over();
         } else if !self.shows_response {
             // The proxy closes the stream now or later; the body's own end is not told.
-            self.told.meanwhile = Ended::Naturally;
+            self.exchange.meanwhile = Ended::Naturally;
         }
         Ok(Step::Read)
     }
@@ -382,22 +381,18 @@ impl<E: Exchange> Machine<E> {
             return Err(unexpected("a response body out of place"));
         };
         let len = data.len();
-        match (body, &mut self.told.exchange) {
+        match (body, &mut self.exchange.exchange) {
             (ResponseBody::Pass, _) | (_, None) => out.body(Half::Response, data, len, end),
             (ResponseBody::Watch, Some(exchange)) => {
                 data.each(end, |piece, last| exchange.response_piece(piece, last));
-                let attributes = attributes(exchange, end);
-                out.body(Half::Response, data, len, end && attributes.is_none());
-                last_body(attributes, out);
+                out.body(Half::Response, data, len, end);
             }
             (ResponseBody::Rewrite, Some(exchange)) => {
                 let mut changed = Pieces::default();
                 data.each(end, |piece, last| {
                     exchange.rewrite_piece(piece.clone(), last, &mut changed);
                 });
-                let attributes = attributes(exchange, end);
-                out.pieces(Half::Response, changed, end && attributes.is_none());
-                last_body(attributes, out);
+                out.pieces(Half::Response, changed, end);
             }
         }
         if end {
@@ -410,39 +405,33 @@ impl<E: Exchange> Machine<E> {
         let Tell::Body(body) = self.tell else {
             return Err(unexpected("response trailers out of place"));
         };
-        let mut metadata = None;
-        match (body, &mut self.told.exchange) {
+        match (body, &mut self.exchange.exchange) {
             (ResponseBody::Pass, _) | (_, None) => {}
-            (ResponseBody::Watch, Some(exchange)) => {
-                exchange.response_piece(&Bytes::new(), true);
-                metadata = attributes(exchange, true);
-            }
+            (ResponseBody::Watch, Some(exchange)) => exchange.response_piece(&Bytes::new(), true),
             (ResponseBody::Rewrite, Some(exchange)) => {
                 let mut changed = Pieces::default();
                 exchange.rewrite_piece(Bytes::new(), true, &mut changed);
-                metadata = attributes(exchange, true);
                 out.pieces(Half::Response, changed, false);
             }
         }
-        let trailers = Answer::ResponseTrailers(TrailersResponse::default());
-        out.message(trailers, metadata);
+        out.message(Answer::ResponseTrailers(TrailersResponse::default()), None);
         self.response_over();
         Ok(Step::Read)
     }
 
     fn response_over(&mut self) {
         self.tell = Tell::Over;
-        self.told.end(Ended::Naturally);
+        self.exchange.end(Ended::Naturally);
     }
 
     /// The proxy sends nothing more, in good order.
     pub(crate) fn closed(&mut self) {
-        self.told.end(self.told.meanwhile);
+        self.exchange.end(self.exchange.meanwhile);
     }
 
     /// What the proxy sends makes no sense.
     pub(crate) fn broken(&mut self) {
-        self.told.end(Ended::Broken);
+        self.exchange.end(Ended::Broken);
     }
 }
 
@@ -507,56 +496,6 @@ fn chosen(routed: &Routed) -> Struct {
     Struct {
         fields: vec![field(namespace, Kind::Struct(Struct { fields }))],
     }
-}
-
-/// What the exchange has to say once its response is at its end.
-fn attributes(exchange: &mut impl Exchange, end: bool) -> Option<Struct> {
-    let attributes = match end {
-        true => exchange.attributes(),
-        false => return None,
-    };
-    let mut namespaces: Vec<(&str, Vec<Field>)> = Vec::new();
-    for Attribute {
-        namespace,
-        key,
-        value,
-    } in attributes
-    {
-        let kind = match value {
-            AttributeValue::Number(number) => Kind::Number(number),
-            AttributeValue::Text(text) => Kind::Text(text),
-        };
-        let field = field(key, kind);
-        match namespaces.iter_mut().find(|(name, _)| *name == namespace) {
-            Some((_, fields)) => fields.push(field),
-            None => namespaces.push((namespace, vec![field])),
-        }
-    }
-    let fields = namespaces.into_iter().map(|(name, fields)| {
-        let name = Bytes::from_static(name.as_bytes());
-        field(name, Kind::Struct(Struct { fields }))
-    });
-    let fields: Vec<Field> = fields.collect();
-    (!fields.is_empty()).then_some(Struct { fields })
-}
-
-/// The end of a response's body in a message of its own, because only that can carry metadata.
-fn last_body(metadata: Option<Struct>, out: &mut Outbox) {
-    let Some(metadata) = metadata else {
-        return;
-    };
-    let streamed_response = Some(StreamedBodyResponse {
-        body: Bytes::new(),
-        end_of_stream: true,
-    });
-    let response = CommonResponse {
-        body_mutation: Some(BodyMutation { streamed_response }),
-        ..CommonResponse::default()
-    };
-    let answer = CommonAnswer {
-        response: Some(response),
-    };
-    out.message(Answer::ResponseBody(answer), Some(metadata));
 }
 
 fn field(key: Bytes, kind: Kind) -> Field {

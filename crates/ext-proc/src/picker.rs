@@ -61,11 +61,6 @@ pub trait Exchange: Send + Unpin + 'static {
         out.push(piece);
     }
 
-    /// What the proxy is told as metadata at the end of a response that was watched or rewritten, for its log.
-    fn attributes(&mut self) -> Vec<Attribute> {
-        Vec::new()
-    }
-
     /// Nothing follows.
     fn ended(&mut self, why: Ended);
 }
@@ -227,26 +222,6 @@ pub enum ResponseBody {
     Watch,
     /// The exchange changes them, by [`Exchange::rewrite_piece`].
     Rewrite,
-}
-
-/// Something about a request that the proxy may log.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Attribute {
-    /// Where the proxy keeps it.
-    pub namespace: &'static str,
-    /// Its name there.
-    pub key: Bytes,
-    /// What it is.
-    pub value: AttributeValue,
-}
-
-/// The value of an [`Attribute`].
-#[derive(Clone, Debug, PartialEq)]
-pub enum AttributeValue {
-    /// A number.
-    Number(f64),
-    /// UTF-8.
-    Text(Bytes),
 }
 
 #[cfg(test)]

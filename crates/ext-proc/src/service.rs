@@ -114,19 +114,19 @@ impl<P: Picker> Server<P> {
         if request.method() != Method::POST || request.uri().path() != PROCESS {
             return answer_health(self.health.as_ref(), request).map(Answer::Other);
         }
-        let (budget, limits) = (&self.budget, self.limits);
+        let (account, limits) = (self.budget.account(), self.limits);
         let incoming = request.into_body();
         grpc(match self.places.clone().try_acquire_owned() {
             Ok(place) => {
                 let picker = self.picker.clone();
                 Answer::Exchange(Box::new(Stream::new(
-                    picker, incoming, budget, limits, place,
+                    picker, incoming, account, limits, place,
                 )))
             }
             Err(_) => {
                 tracing::warn!("too many exchanges");
                 let picker = self.full.clone();
-                Answer::Full(Box::new(Stream::new(picker, incoming, budget, limits, ())))
+                Answer::Full(Box::new(Stream::new(picker, incoming, account, limits, ())))
             }
         })
     }

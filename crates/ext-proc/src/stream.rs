@@ -6,7 +6,7 @@ use crate::machine::{Machine, Step};
 use crate::outbox::{Outbox, Outgoing};
 use crate::picker::Picker;
 use crate::status::{Code, Status};
-use baton_http::{Account, Budget};
+use baton_http::Account;
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use std::convert::Infallible;
@@ -34,8 +34,6 @@ pub(crate) struct Stream<P: Picker, B, H> {
     picker: Arc<P>,
     incoming: B,
     frames: Frames,
-    /// Pays for a message that needs more than one frame, until it is there as a whole.
-    unread: Account,
     machine: Machine<P::Exchange>,
     outbox: Outbox,
     step: Step,
@@ -54,7 +52,7 @@ where
     pub(crate) fn new(
         picker: Arc<P>,
         incoming: B,
-        budget: &Budget,
+        account: Account,
         limits: StreamLimits,
         held: H,
     ) -> Self {
@@ -62,8 +60,7 @@ where
             picker,
             incoming,
             frames: Frames::new(limits.message),
-            unread: budget.account(),
-            machine: Machine::new(budget.account(), limits.body),
+            machine: Machine::new(account, limits.body),
             outbox: Outbox::default(),
             step: Step::Read,
             decision: limits.decision,
@@ -118,7 +115,6 @@ where
     fn poll_inbound(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Inbound>, Status>> {
         loop {
             if let Some(message) = self.frames.next()? {
-                self.unread.release();
                 return Poll::Ready(Ok(Some(Inbound::read(message)?)));
             }
             match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
@@ -132,9 +128,6 @@ where
                 }
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
-                        if !self.frames.is_empty() {
-                            self.unread.charge(data.len()).map_err(|_| full())?;
-                        }
                         self.frames.push(data);
                     }
                 }
@@ -149,10 +142,6 @@ where
         self.status = Some(status);
         self.step = Step::End;
     }
-}
-
-fn full() -> Status {
-    Status::new(Code::ResourceExhausted, "too many bytes are held already")
 }
 
 impl<P, B, H> Body for Stream<P, B, H>

@@ -8,7 +8,7 @@ use super::*;
 use crate::cursor::Cursor;
 use crate::outbox::tests::drained;
 use crate::peer;
-use crate::picker::{Attribute, AttributeValue, Destination};
+use crate::picker::Destination;
 use crate::proto::{ImmediateResponse, OVERWRITE, ProcessingResponse, ProtocolConfiguration};
 use baton_http::Budget;
 use http::StatusCode;
@@ -29,7 +29,6 @@ struct Script {
     routed: Result<Routed, Refusal>,
     waits: bool,
     fallback: bool,
-    reports: bool,
     reply: Reply,
 }
 
@@ -75,7 +74,6 @@ impl Picker for Scripted {
             },
             waits: says("decide") == Some("wait"),
             fallback: says("overdue").is_some(),
-            reports: says("report").is_some(),
             reply,
         })
     }
@@ -125,22 +123,6 @@ impl Exchange for Script {
         out.push(piece.to_ascii_uppercase());
         if last {
             out.push("<end>");
-        }
-    }
-
-    fn attributes(&mut self) -> Vec<Attribute> {
-        let attribute = |namespace, key: &'static str, value| Attribute {
-            namespace,
-            key: key.into(),
-            value,
-        };
-        match self.reports {
-            false => Vec::new(),
-            true => vec![
-                attribute("a", "tokens", AttributeValue::Number(7.0)),
-                attribute("b", "model", AttributeValue::Text("m".into())),
-                attribute("a", "cached", AttributeValue::Number(3.0)),
-            ],
         }
     }
 
@@ -271,11 +253,9 @@ fn shown_answer(message: &ProcessingResponse) -> String {
             format!("response headers{}{metadata}", shown_common(answer))
         }
         Answer::RequestBody(answer) => format!("request body{}", shown_common(answer)),
-        Answer::ResponseBody(answer) => {
-            format!("response body{}{metadata}", shown_common(answer))
-        }
+        Answer::ResponseBody(answer) => format!("response body{}", shown_common(answer)),
         Answer::RequestTrailers(_) => "request trailers".to_owned(),
-        Answer::ResponseTrailers(_) => format!("response trailers{metadata}"),
+        Answer::ResponseTrailers(_) => "response trailers".to_owned(),
         Answer::Immediate(ImmediateResponse { status, .. }) => {
             format!("answer {}", status.unwrap().code)
         }
@@ -465,35 +445,6 @@ fn a_body_may_be_replaced_and_a_response_watched_or_rewritten() {
          = ended Naturally
          < response body "<end>"
          < response trailers"#,
-    );
-}
-
-#[test]
-fn what_is_known_at_the_end_goes_with_the_last_message() {
-    holds(
-        r#"> request headers response=watch, report=yes !
-         = decide ""
-         < request headers x-gateway-destination-endpoint=10.0.0.1:8000 reroute CHOSEN
-         > response headers :status=200
-         = response Some(200) None body true
-         < response headers
-         > response body one!
-         = seen "one" !
-         = ended Naturally
-         < response body "one"
-         < response body "" ! metadata {a={tokens=7, cached=3}, b={model=m}}"#,
-    );
-    holds(
-        r#"> request headers response=rewrite, report=yes !
-         = decide ""
-         < request headers x-gateway-destination-endpoint=10.0.0.1:8000 reroute CHOSEN
-         > response headers :status=200
-         = response Some(200) None body true
-         < response headers -content-length
-         > response trailers
-         = ended Naturally
-         < response body "<end>"
-         < response trailers metadata {a={tokens=7, cached=3}, b={model=m}}"#,
     );
 }
 
