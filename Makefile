@@ -120,7 +120,8 @@ test-cluster: fetch $(VENV)/stamp ## what runs on Kubernetes, on a real cluster 
 	@$(CLUSTER) build
 	@export $(FETCHED); $(PY) -m pytest -q tests/cluster
 	@trap '$(CLUSTER) --name k8s down' EXIT; $(CLUSTER) --name k8s up --control-plane-only >/dev/null; \
-		$(CARGO) test --locked -p baton-k8s --test cluster -- --ignored --test-threads 1
+		$(CARGO) test --locked -p baton-k8s --test cluster -- --ignored --test-threads 1 && \
+		$(CARGO) test --locked -p baton-epp --test kubernetes -- --ignored --test-threads 1
 
 bench-peers: build $(PEERS)/stamp ## beside llama.cpp and vLLM on the same cores; THREADS=n (2), ROUNDS=n (3)
 	@$(PEERS)/bin/python tests/bench/cpu_peers.py --threads $(THREADS) --rounds $(ROUNDS)

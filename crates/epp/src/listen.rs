@@ -1,10 +1,14 @@
 //! Sockets: three ports, what is served on each, and the order in which it all ends.
 
 use crate::picker::{Epp, Manners, Shared};
-use crate::settings::Config;
-use baton_ext_proc::{Health, ServingStatus, serve, serve_health};
+use crate::pool::Pool;
+use crate::readers;
+use crate::readiness::Readiness;
+use crate::settings::{self, Config};
+use baton_ext_proc::{serve, serve_health};
 use baton_fleet::{EndpointsFile, FileError, Fleet, ListError, Probing, ProbingError, parse_file};
 use baton_http::{Http2Config, Identity, ServeConfig};
+use baton_k8s::{Access, ClientError};
 use baton_scheduler::{PrefixIndex, Scheduler};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -12,20 +16,14 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-/// Services that health is told of by name; every other name means the same as readiness.
-const SERVICES: [&str; 3] = [
-    "envoy.service.ext_proc.v3.ExternalProcessor",
-    "readiness",
-    LIVENESS,
-];
-const LIVENESS: &str = "liveness";
 /// How long exchanges may run on after no new ones are taken.
 const GRACE: Duration = Duration::from_secs(100);
 
@@ -47,6 +45,9 @@ pub enum ListenError {
     /// They cannot be watched as the configuration wants it.
     #[error(transparent)]
     Probing(#[from] ProbingError),
+    /// There is no way to Kubernetes' API server.
+    #[error(transparent)]
+    Kubernetes(#[from] ClientError),
     /// There is no randomness.
     #[error("the system gives no random numbers")]
     Random,
@@ -57,12 +58,40 @@ pub enum ListenError {
 pub struct Bound {
     config: Config,
     epp: Arc<Epp>,
-    file: EndpointsFile,
+    source: Source,
     probing: Probing,
     tls: Option<Identity>,
     grpc: TcpListener,
     health: TcpListener,
     metrics: TcpListener,
+}
+
+/// Where the endpoints come from.
+#[derive(Debug)]
+enum Source {
+    File(EndpointsFile),
+    Pool(Pool),
+}
+
+impl Source {
+    /// Follows it in the background. Returns what stands for leadership, and who says who may read the metrics.
+    fn start(
+        self,
+        epp: &Arc<Epp>,
+        readiness: &mut Readiness,
+        background: &mut JoinSet<()>,
+    ) -> (Option<JoinHandle<()>>, Option<Arc<Access>>) {
+        match self {
+            Self::File(file) => {
+                background.spawn(file.follow(epp.fleet.clone()));
+                (None, None)
+            }
+            Self::Pool(pool) => {
+                let access = pool.access();
+                (pool.start(epp, readiness, background), access)
+            }
+        }
+    }
 }
 
 impl Bound {
@@ -84,42 +113,59 @@ impl Bound {
 /// # Errors
 /// See [`ListenError`].
 pub async fn bind(config: Config) -> Result<Bound, ListenError> {
-    let file = EndpointsFile::new(&config.endpoints, parse_file);
-    let endpoints = file.read()?;
     let probing = Probing::of(&config.picker.data)?;
     let plan = config.picker.plan.clone();
     let index = PrefixIndex::new(plan.approximate.per_server);
     let key = getrandom::u64().map_err(|_| ListenError::Random)?;
     let fleet = Arc::new(Fleet::new(Scheduler::new(plan, index), key));
-    fleet.set_endpoints(&endpoints)?;
+    let source = match &config.source {
+        settings::Source::File(path) => {
+            let file = EndpointsFile::new(path, parse_file);
+            fleet.set_endpoints(&file.read()?)?;
+            Source::File(file)
+        }
+        settings::Source::Pool(pool) => {
+            let draw = getrandom::u64().map_err(|_| ListenError::Random)?;
+            Source::Pool(Pool::new(pool.clone(), draw).await?)
+        }
+    };
     let manners = Manners {
         heeds_subset: config.heeds_subset,
         emits_scores: config.emits_scores,
         decisions: config.decisions,
     };
     let tls = identity(&config)?;
-    let on = |port| SocketAddr::new(config.host, port);
+    let on = |port| listener(config.host, port);
     Ok(Bound {
         epp: Arc::new(Epp::new(
             fleet,
             config.picker.clone(),
-            &config.pool,
+            config.source.pool(),
             manners,
         )),
-        file,
+        source,
         probing,
         tls,
-        grpc: listener(on(config.grpc_port)).await?,
-        health: listener(on(config.health_port)).await?,
-        metrics: listener(on(config.metrics_port)).await?,
+        grpc: on(config.grpc_port).await?,
+        health: on(config.health_port).await?,
+        metrics: on(config.metrics_port).await?,
         config,
     })
 }
 
-async fn listener(at: SocketAddr) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(at)
-        .await
-        .map_err(|error| ListenError::Bind(at, error))
+/// Without a host on every address; a machine may have IPv4 alone.
+async fn listener(host: Option<IpAddr>, port: u16) -> Result<TcpListener, ListenError> {
+    let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    let at = host.map_or((Ipv6Addr::UNSPECIFIED, port).into(), |ip| {
+        SocketAddr::new(ip, port)
+    });
+    let bound = match TcpListener::bind(at).await {
+        Err(error) if host.is_none() && error.kind() != ErrorKind::AddrInUse => {
+            TcpListener::bind(v4).await
+        }
+        bound => bound,
+    };
+    bound.map_err(|error| ListenError::Bind(at, error))
 }
 
 fn identity(config: &Config) -> Result<Option<Identity>, ListenError> {
@@ -139,7 +185,7 @@ pub async fn run(bound: Bound, shutdown: CancellationToken) {
     let Bound {
         config,
         epp,
-        file,
+        source,
         probing,
         tls,
         grpc,
@@ -147,7 +193,8 @@ pub async fn run(bound: Bound, shutdown: CancellationToken) {
         metrics,
     } = bound;
     let mut background = JoinSet::new();
-    background.spawn(file.follow(epp.fleet.clone()));
+    let mut readiness = Readiness::new(shutdown.clone());
+    let (lead, access) = source.start(&epp, &mut readiness, &mut background);
     background.spawn(baton_fleet::watch(epp.fleet.clone(), probing));
     if let (Some(tls), Some(folder)) = (&tls, &config.certificate)
         && config.reloads_certificate
@@ -158,7 +205,7 @@ pub async fn run(bound: Bound, shutdown: CancellationToken) {
         background.spawn(queue.gate.clone().run());
         background.spawn(queue.gate.clone().follow(epp.fleet.clone()));
     }
-    let told = health_of(&shutdown);
+    let told = readiness.health();
     let ended = CancellationToken::new();
     background.spawn(serve_health(
         health,
@@ -166,20 +213,11 @@ pub async fn run(bound: Bound, shutdown: CancellationToken) {
         Http2Config::default(),
         ended.clone(),
     ));
-    background.spawn(serve_metrics(metrics, epp.clone(), ended));
+    background.spawn(serve_metrics(metrics, epp.clone(), access, ended));
     // What takes requests goes on until the drain is over.
     let stop = CancellationToken::new();
-    background.spawn({
-        let (stop, epp) = (stop.clone(), epp.clone());
-        async move {
-            shutdown.cancelled().await;
-            tokio::time::sleep(config.drain).await;
-            stop.cancel();
-            if let Some(queue) = &epp.queue {
-                queue.gate.close();
-            }
-        }
-    });
+    let stopper = drained(shutdown, config.drain, epp.clone(), stop.clone());
+    background.spawn(stopper);
     let http2 = Http2Config {
         tls,
         grace: GRACE,
@@ -188,29 +226,57 @@ pub async fn run(bound: Bound, shutdown: CancellationToken) {
     let beside = config.health_beside.then_some(told);
     let picker = Arc::new(Shared(epp));
     serve(grpc, picker, config.limits, beside, http2, stop).await;
+    // It gives the lease back since shutdown began, and waits for nothing without a bound.
+    if let Some(lead) = lead {
+        let _ = lead.await;
+    }
     // Dropping the set ends what is left.
     drop(background);
 }
 
-/// Ready until shutdown begins; alive until the end.
-fn health_of(shutdown: &CancellationToken) -> Health {
-    let shutdown = shutdown.clone();
-    Health::new(&SERVICES, move |name| {
-        if name == LIVENESS || !shutdown.is_cancelled() {
-            ServingStatus::Serving
-        } else {
-            ServingStatus::NotServing
-        }
-    })
+/// Takes no new requests when the drain that follows `shutdown` is over, and lets nobody wait any more.
+async fn drained(
+    shutdown: CancellationToken,
+    drain: Duration,
+    epp: Arc<Epp>,
+    stop: CancellationToken,
+) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(drain).await;
+    stop.cancel();
+    if let Some(queue) = &epp.queue {
+        queue.gate.close();
+    }
 }
 
-/// `/metrics`, and `/debug/decisions` if they are kept.
-async fn serve_metrics(listener: TcpListener, epp: Arc<Epp>, shutdown: CancellationToken) {
+/// `/metrics`, and `/debug/decisions` if they are kept; with `access` only for who may read them.
+async fn serve_metrics(
+    listener: TcpListener,
+    epp: Arc<Epp>,
+    access: Option<Arc<Access>>,
+    shutdown: CancellationToken,
+) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = page(&epp, &request);
-        async move { Ok::<_, std::convert::Infallible>(answer) }
+        let (epp, access) = (epp.clone(), access.clone());
+        async move {
+            let refused = match access {
+                Some(access) => readers::refused(&access, &request).await,
+                None => None,
+            };
+            let answer = match refused {
+                Some(status) => empty(status),
+                None => page(&epp, &request),
+            };
+            Ok::<_, std::convert::Infallible>(answer)
+        }
     });
     baton_http::serve(listener, service, ServeConfig::default(), shutdown).await;
+}
+
+fn empty(status: StatusCode) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = status;
+    response
 }
 
 fn page(epp: &Epp, request: &Request<Incoming>) -> Response<Full<Bytes>> {
@@ -222,11 +288,7 @@ fn page(epp: &Epp, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         (&Method::GET, "/debug/decisions", Some(decisions)) => {
             ("application/json", decisions.render().into())
         }
-        _ => {
-            let mut response = Response::new(Full::default());
-            *response.status_mut() = StatusCode::NOT_FOUND;
-            return response;
-        }
+        _ => return empty(StatusCode::NOT_FOUND),
     };
     let mut response = Response::new(Full::new(text));
     let content_type = HeaderValue::from_static(content_type);

@@ -3,7 +3,9 @@
 //! What older generations had and means nothing here is accepted and named in a warning; what would change something
 //! that cannot be changed is refused.
 
+use crate::pool::PoolConfig;
 use baton_ext_proc::Limits;
+use baton_k8s::{OLD_GROUP, POOL_GROUP, PoolName};
 use baton_scheduler::config::{self, Invalid, PickerConfig};
 use clap::{ArgAction, Args};
 use std::net::{IpAddr, Ipv4Addr};
@@ -40,7 +42,7 @@ pub struct Settings {
     #[arg(long, alias = "configText", value_name = "TEXT")]
     pub config_text: Option<String>,
     /// Name of the InferencePool whose pods are the endpoints.
-    #[arg(long, value_name = "NAME", conflicts_with = "endpoint_selector")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["endpoint_selector", "endpoints_file"])]
     pub pool_name: Option<String>,
     /// Its namespace.
     #[arg(
@@ -57,12 +59,21 @@ pub struct Settings {
         value_name = "GROUP"
     )]
     pub pool_group: String,
-    /// Labels of the pods that are the endpoints, without an InferencePool.
-    #[arg(long, value_name = "SELECTOR")]
+    /// Labels of the pods that are the endpoints, without an InferencePool: refused, there is no such way yet.
+    #[arg(long, hide = true, value_name = "SELECTOR")]
     pub endpoint_selector: Option<String>,
     /// Ports of those pods.
-    #[arg(long, value_delimiter = ',', value_name = "PORTS")]
+    #[arg(long, hide = true, value_delimiter = ',', value_name = "PORTS")]
     pub endpoint_target_ports: Vec<u16>,
+    /// How to reach Kubernetes' API server. Default: KUBECONFIG, else the account of the pod.
+    #[arg(long, value_name = "FILE", requires = "pool_name")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Of all pickers of a pool one leads, and only that one is ready.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub ha_enable_leader_election: bool,
+    /// With Kubernetes: answer /metrics only to who may get that path.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub metrics_endpoint_auth: bool,
     /// A file that lists the endpoints, without Kubernetes: what the plugin `file-discovery` does.
     #[arg(long, value_name = "FILE")]
     pub endpoints_file: Option<PathBuf>,
@@ -144,23 +155,21 @@ ignored! {
     model_server_metrics_https_insecure_skip_verify,
     enable_pprof,
     tracing,
-    metrics_endpoint_auth,
     grpc_max_send_msg_size,
     enable_grpc_stream_metrics,
     allow_experimental_plugins,
-    kubeconfig,
 }
 
 /// What the settings mean.
 #[derive(Clone, Debug)]
 pub struct Config {
-    pub(crate) host: IpAddr,
+    /// Nothing for every address.
+    pub(crate) host: Option<IpAddr>,
     pub(crate) grpc_port: u16,
     pub(crate) health_port: u16,
     pub(crate) metrics_port: u16,
     pub(crate) picker: PickerConfig,
-    pub(crate) endpoints: PathBuf,
-    pub(crate) pool: String,
+    pub(crate) source: Source,
     pub(crate) heeds_subset: bool,
     pub(crate) emits_scores: bool,
     pub(crate) secure: bool,
@@ -170,6 +179,25 @@ pub struct Config {
     pub(crate) drain: Duration,
     pub(crate) limits: Limits,
     pub(crate) decisions: usize,
+}
+
+/// Where the endpoints come from.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    /// A file that lists them.
+    File(PathBuf),
+    /// The pods of a pool.
+    Pool(PoolConfig),
+}
+
+impl Source {
+    /// The name that metrics have for it; empty for a file.
+    pub(crate) fn pool(&self) -> &str {
+        match self {
+            Self::File(_) => "",
+            Self::Pool(pool) => &pool.name.name,
+        }
+    }
 }
 
 /// Why settings make no sense.
@@ -186,14 +214,27 @@ pub enum SettingsError {
     Invalid(#[from] Invalid),
     /// Nobody says where the endpoints are.
     #[error(
-        "say where the endpoints are: --endpoints-file, or the plugin file-discovery in the configuration"
+        "say where the endpoints are: --pool-name, --endpoints-file, or the plugin file-discovery in the configuration"
     )]
     NoEndpoints,
-    /// Endpoints from Kubernetes.
+    /// A pool and a file.
     #[error(
-        "endpoints from Kubernetes (--pool-name, --endpoint-selector) cannot be had yet: give --endpoints-file"
+        "endpoints come from --pool-name or from the plugin file-discovery in the configuration, not from both"
     )]
-    Kubernetes,
+    TwoSources,
+    /// Pods without a pool.
+    #[error(
+        "--endpoint-selector: pods cannot be followed without a pool yet; make an InferencePool of this selector and give --pool-name"
+    )]
+    Selector,
+    /// A group that has no pools.
+    #[error(
+        "--pool-group {0}: pools are of {POOL_GROUP}, or of {OLD_GROUP} before they were stable"
+    )]
+    Group(String),
+    /// An election without Kubernetes.
+    #[error("--ha-enable-leader-election needs a lease of Kubernetes: give --pool-name")]
+    NoLease,
 }
 
 impl Settings {
@@ -202,32 +243,26 @@ impl Settings {
     /// # Errors
     /// See [`SettingsError`].
     pub fn resolve(self) -> Result<(Config, Vec<String>), SettingsError> {
-        if self.pool_name.is_some() || self.endpoint_selector.is_some() {
-            return Err(SettingsError::Kubernetes);
-        }
         let picker = config::load(&self.configuration()?)?;
         let mut warnings: Vec<String> = picker.warnings.iter().map(ToString::to_string).collect();
         for flag in self.ignored.given() {
             warnings.push(format!("{flag} means nothing here"));
         }
-        let discovery = picker
-            .data
-            .discovery
-            .as_ref()
-            .map(|d| PathBuf::from(&*d.path));
-        let endpoints = self.endpoints_file.or(discovery);
+        let source = self.source(&picker)?;
         let limits = Limits {
             max_body: self.max_body_size,
             decision: self.decision_timeout.saturating_add(longest_wait(&picker)),
             ..Limits::default()
         };
         let config = Config {
-            host: self.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            host: match &source {
+                Source::File(_) => Some(self.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))),
+                Source::Pool(_) => self.host,
+            },
             grpc_port: self.grpc_port,
             health_port: self.grpc_health_port,
             metrics_port: self.metrics_port,
-            endpoints: endpoints.ok_or(SettingsError::NoEndpoints)?,
-            pool: self.pool_name.unwrap_or_default(),
+            source,
             picker,
             heeds_subset: !self.disable_endpoint_subset_filter,
             emits_scores: self.emit_endpoint_scores,
@@ -243,6 +278,39 @@ impl Settings {
             decisions: self.debug_decisions,
         };
         Ok((config, warnings))
+    }
+
+    /// Where the endpoints come from: one place.
+    fn source(&self, picker: &PickerConfig) -> Result<Source, SettingsError> {
+        if self.endpoint_selector.is_some() || !self.endpoint_target_ports.is_empty() {
+            return Err(SettingsError::Selector);
+        }
+        let discovery = picker.data.discovery.as_ref().map(|d| &*d.path);
+        let Some(name) = &self.pool_name else {
+            if self.ha_enable_leader_election {
+                return Err(SettingsError::NoLease);
+            }
+            let file = self.endpoints_file.clone();
+            let file = file.or_else(|| discovery.map(PathBuf::from));
+            return file.map(Source::File).ok_or(SettingsError::NoEndpoints);
+        };
+        if discovery.is_some() {
+            return Err(SettingsError::TwoSources);
+        }
+        if ![POOL_GROUP, OLD_GROUP].contains(&&*self.pool_group) {
+            return Err(SettingsError::Group(self.pool_group.clone()));
+        }
+        // A flag that a chart left empty means what no flag means.
+        let namespace = Some(&*self.pool_namespace).filter(|n| !n.is_empty());
+        Ok(Source::Pool(PoolConfig {
+            name: PoolName {
+                group: self.pool_group.clone(),
+                ..PoolName::new(namespace.unwrap_or("default"), name)
+            },
+            kubeconfig: self.kubeconfig.clone(),
+            elects: self.ha_enable_leader_election,
+            checks_readers: self.metrics_endpoint_auth,
+        }))
     }
 
     fn configuration(&self) -> Result<serde_json::Value, SettingsError> {
@@ -282,4 +350,84 @@ fn size(text: &str) -> Result<usize, &'static str> {
     bytes
         .filter(|&n| n > 0)
         .ok_or("this is no size, such as 10MiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    fn resolve(line: &str) -> Result<Config, String> {
+        let words = std::iter::once("epp").chain(line.split_whitespace());
+        let line = Line::try_parse_from(words).map_err(|e| e.to_string())?;
+        let resolved = line.settings.resolve();
+        resolved
+            .map(|(config, _)| config)
+            .map_err(|e| e.to_string())
+    }
+
+    fn pool(line: &str) -> PoolConfig {
+        let config = resolve(line).unwrap();
+        assert_eq!(config.host, None);
+        match config.source {
+            Source::Pool(pool) => pool,
+            Source::File(file) => panic!("{file:?}"),
+        }
+    }
+
+    #[test]
+    fn a_file_means_loopback_and_a_pool_every_address() {
+        let file = resolve("--endpoints-file f").unwrap();
+        assert_eq!(file.host, Some(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        assert_eq!(file.source.pool(), "");
+        let given = resolve("--pool-name p --host 127.0.0.2").unwrap();
+        assert_eq!(given.host, Some("127.0.0.2".parse().unwrap()));
+        assert_eq!(given.source.pool(), "p");
+    }
+
+    #[test]
+    fn a_pool_is_named_by_flags_that_may_be_empty() {
+        let plain = pool("--pool-name p --pool-namespace=");
+        assert_eq!(plain.name, PoolName::new("default", "p"));
+        assert!(!plain.elects && plain.checks_readers);
+        let old = format!(
+            "--pool-name p --pool-namespace n --pool-group {OLD_GROUP} --kubeconfig k \
+             --ha-enable-leader-election --metrics-endpoint-auth=false"
+        );
+        let old = pool(&old);
+        assert_eq!((&*old.name.namespace, &*old.name.group), ("n", OLD_GROUP));
+        assert_eq!(old.kubeconfig, Some("k".into()));
+        assert!(old.elects && !old.checks_readers);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        for (line, word) in [
+            ("", "--pool-name"),
+            (
+                "--endpoint-selector a=b --endpoint-target-ports 8000",
+                "InferencePool",
+            ),
+            (
+                "--pool-name p --endpoint-selector a=b",
+                "cannot be used with",
+            ),
+            ("--pool-name p --endpoints-file f", "cannot be used with"),
+            ("--pool-name p --pool-group g", "--pool-group g"),
+            (
+                "--endpoints-file f --ha-enable-leader-election",
+                "needs a lease",
+            ),
+            ("--endpoints-file f --kubeconfig k", "--pool-name"),
+        ] {
+            let error = resolve(line).err().unwrap_or_default();
+            assert!(error.contains(word), "{line}: {error}");
+        }
+    }
 }

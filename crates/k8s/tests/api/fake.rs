@@ -101,10 +101,11 @@ impl Fake {
     }
 
     pub(crate) fn client(&self) -> kube::Client {
-        kube::Client::try_from(kube::Config::new(
-            format!("http://{}", self.address).parse().unwrap(),
-        ))
-        .unwrap()
+        kube::Client::try_from(kube::Config::new(self.url().parse().unwrap())).unwrap()
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     /// Serves one more collection, as after its definition was installed.
