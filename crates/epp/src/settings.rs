@@ -66,7 +66,7 @@ pub struct Settings {
     #[arg(long, hide = true, value_delimiter = ',', value_name = "PORTS")]
     pub endpoint_target_ports: Vec<u16>,
     /// How to reach Kubernetes' API server. Default: KUBECONFIG, else the account of the pod.
-    #[arg(long, value_name = "FILE", requires = "pool_name")]
+    #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Of all pickers of a pool one leads, and only that one is ready.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
@@ -249,6 +249,9 @@ impl Settings {
             warnings.push(format!("{flag} means nothing here"));
         }
         let source = self.source(&picker)?;
+        if matches!(source, Source::File(_)) && self.kubeconfig.is_some() {
+            warnings.push("--kubeconfig means nothing without --pool-name".to_owned());
+        }
         let limits = Limits {
             max_body: self.max_body_size,
             decision: self.decision_timeout.saturating_add(longest_wait(&picker)),
@@ -424,7 +427,6 @@ mod tests {
                 "--endpoints-file f --ha-enable-leader-election",
                 "needs a lease",
             ),
-            ("--endpoints-file f --kubeconfig k", "--pool-name"),
         ] {
             let error = resolve(line).err().unwrap_or_default();
             assert!(error.contains(word), "{line}: {error}");
