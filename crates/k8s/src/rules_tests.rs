@@ -50,14 +50,14 @@ fn a_pod_serves_only_while_it_can() {
     type Change = fn(&mut Value);
     let table: [(&str, Change); 7] = [
         ("not ready", |p| {
-            p["status"]["conditions"][1]["status"] = json!("False")
+            p["status"]["conditions"][1]["status"] = json!("False");
         }),
         ("readiness unknown", |p| {
-            p["status"]["conditions"][1]["status"] = json!("Unknown")
+            p["status"]["conditions"][1]["status"] = json!("Unknown");
         }),
         ("no conditions", |p| p["status"]["conditions"] = json!([])),
         ("going", |p| {
-            p["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z")
+            p["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         }),
         ("no address", |p| p["status"]["podIP"] = Value::Null),
         ("no true address", |p| p["status"]["podIP"] = json!("here")),

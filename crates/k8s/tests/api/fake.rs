@@ -260,69 +260,65 @@ async fn answer(
         return discovery(&shared.store.lock(), path);
     }
     let mut store = shared.store.lock();
-    let (collection, name) = match path.rsplit_once('/') {
-        Some((collection, name))
-            if !store.objects.contains_key(path)
-                && collection.matches('/').count() > 4
-                && collection.contains("leases") =>
-        {
-            (collection, Some(name))
-        }
-        _ => (path, None),
-    };
-    let object = || serde_json::from_slice::<Value>(&body).unwrap();
-    let answer = match (method, name) {
-        (Method::GET, None) if query.contains_key("watch") => {
-            if let Some(refusal) = store.asked("watch", collection) {
-                return refusal;
-            }
-            drop(store);
-            return follow(shared, collection.to_owned(), &query);
-        }
-        (Method::GET, None) => match store.asked("list", collection) {
-            Some(refusal) => return refusal,
-            None => {
-                let items: Vec<_> = store.objects[collection]
-                    .values()
-                    .filter(|o| selected(o, &query))
-                    .collect();
-                json!({"metadata": {"resourceVersion": store.version.to_string()}, "items": items})
-            }
-        },
-        (Method::GET, Some(name)) => match store.asked("get", collection) {
-            Some(refusal) => return refusal,
-            None => match store.objects[collection].get(name) {
-                Some(object) => object.clone(),
-                None => return failure(404),
-            },
-        },
-        (Method::POST, None) => match store.asked("create", collection) {
-            Some(refusal) => return refusal,
-            None => {
-                let object = object();
-                let name = object["metadata"]["name"].as_str().unwrap().to_owned();
-                if store.objects[collection].contains_key(&name) {
-                    return failure(409);
-                }
-                store.put(collection, &name, object)
-            }
-        },
-        (Method::PUT, Some(name)) => match store.asked("update", collection) {
-            Some(refusal) => return refusal,
-            None => {
-                let object = object();
-                let Some(before) = store.objects[collection].get(name) else {
-                    return failure(404);
-                };
-                if before["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] {
-                    return failure(409);
-                }
-                store.put(collection, name, object)
-            }
-        },
+    // Leases alone are asked for by name.
+    let parts = path
+        .rsplit_once('/')
+        .filter(|(rest, _)| rest.ends_with("/leases"));
+    let (collection, name) = parts.map_or((path, None), |(rest, name)| (rest, Some(name)));
+    let verb = match (method, name) {
+        (Method::GET, None) if query.contains_key("watch") => "watch",
+        (Method::GET, None) => "list",
+        (Method::GET, Some(_)) => "get",
+        (Method::POST, None) => "create",
+        (Method::PUT, Some(_)) => "update",
         _ => return failure(405),
     };
-    answer.to_string().into_response()
+    if let Some(refusal) = store.asked(verb, collection) {
+        return refusal;
+    }
+    if verb == "watch" {
+        drop(store);
+        return follow(shared, collection.to_owned(), &query);
+    }
+    if verb == "list" {
+        let objects = store.objects[collection].values();
+        let items: Vec<_> = objects.filter(|o| selected(o, &query)).collect();
+        let list =
+            json!({"metadata": {"resourceVersion": store.version.to_string()}, "items": items});
+        return list.to_string().into_response();
+    }
+    match one(&mut store, verb, collection, name, &body) {
+        Ok(object) => object.to_string().into_response(),
+        Err(status) => failure(status),
+    }
+}
+
+/// Reads or writes one object.
+fn one(
+    store: &mut Store,
+    verb: &str,
+    collection: &str,
+    name: Option<&str>,
+    body: &[u8],
+) -> Result<Value, u16> {
+    let sent: Value = serde_json::from_slice(body).unwrap_or_default();
+    let name = name
+        .or(sent["metadata"]["name"].as_str())
+        .ok_or(400_u16)?
+        .to_owned();
+    let before = store.objects[collection].get(&name).cloned();
+    match (verb, before) {
+        ("get", Some(before)) => Ok(before),
+        ("create", None) => Ok(store.put(collection, &name, sent)),
+        ("create", Some(_)) => Err(409),
+        ("update", Some(before))
+            if before["metadata"]["resourceVersion"] == sent["metadata"]["resourceVersion"] =>
+        {
+            Ok(store.put(collection, &name, sent))
+        }
+        ("update", Some(_)) => Err(409),
+        _ => Err(404),
+    }
 }
 
 /// The kinds of a group's version.

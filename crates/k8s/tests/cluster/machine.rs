@@ -183,3 +183,8 @@ pub(crate) fn tool(arguments: &[&str]) -> String {
     assert!(done.status.success(), "{arguments:?}: {said}");
     String::from_utf8(done.stdout).unwrap()
 }
+
+/// Whether the cluster's tool does not fail.
+pub(crate) fn works(arguments: &[&str]) -> bool {
+    command(arguments).output().unwrap().status.success()
+}

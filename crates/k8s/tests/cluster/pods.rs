@@ -1,6 +1,6 @@
 //! A pool and its pods, followed on a real API server.
 
-use crate::machine::{Machine, tool};
+use crate::machine::{Machine, tool, works};
 use baton_k8s::{Pace, PoolName, PoolState, follow};
 use kube::Client;
 use std::sync::Arc;
@@ -33,12 +33,10 @@ impl Followed {
         what: &str,
         wanted: impl Fn(&PoolState) -> bool,
     ) -> Arc<PoolState> {
-        let found =
-            tokio::time::timeout(Duration::from_secs(120), self.0.wait_for(|s| wanted(s))).await;
-        match found {
-            Ok(state) => state.unwrap().clone(),
-            Err(_) => panic!("never: {what}; now {:?}", self.0.borrow()),
-        }
+        let found = self.0.wait_for(|state| wanted(state));
+        let found = tokio::time::timeout(Duration::from_secs(120), found).await;
+        let found = found.ok().map(|state| state.unwrap().clone());
+        found.unwrap_or_else(|| panic!("never: {what}; now {:?}", self.0.borrow()))
     }
 
     async fn until_count(&mut self, count: usize) {
@@ -118,16 +116,14 @@ async fn a_restarted_api_server_is_found_again_without_a_flap() {
         tool(&[how, "kube-apiserver"]);
         tokio::time::sleep(Duration::from_secs(2)).await;
         tool(&["start", "kube-apiserver"]);
-        let back = async {
-            while machine.client.apiserver_version().await.is_err() {
+        let ready = async {
+            while !works(&["exec", "kubectl", "get", "--raw", "/readyz"]) {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(120), back)
+        tokio::time::timeout(Duration::from_secs(120), ready)
             .await
             .unwrap();
-        // Until its roles are read again it refuses even the administrator.
-        while !tool(&["exec", "kubectl", "get", "--raw", "/readyz"]).contains("ok") {}
         machine.pod(&format!("late{round}"), "m").await;
         followed.until_count(round + 2).await;
     }
