@@ -32,11 +32,8 @@ fn account(machine: &Machine) -> String {
     config.to_string()
 }
 
-#[tokio::test]
-#[ignore = "needs a cluster: make test-cluster"]
-async fn a_picker_with_the_rights_of_its_manifests_does_all_it_can() {
-    let machine = Machine::new("epp").await;
-    let kubeconfig = account(&machine);
+/// The token of an account that may get `/metrics`.
+fn reader(machine: &Machine) -> String {
     machine.apply(
         "{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: epp-reader}, \
          rules: [{nonResourceURLs: [/metrics], verbs: [get]}]}",
@@ -54,6 +51,15 @@ async fn a_picker_with_the_rights_of_its_manifests_does_all_it_can() {
         "--serviceaccount",
         &subject,
     ]);
+    machine.token("scraper")
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: make test-cluster"]
+async fn a_picker_with_the_rights_of_its_manifests_does_all_it_can() {
+    let machine = Machine::new("epp").await;
+    let kubeconfig = account(&machine);
+    let scraper = reader(&machine);
     let picker = Picker::start(
         &kubeconfig,
         &machine.namespace,
@@ -64,7 +70,6 @@ async fn a_picker_with_the_rights_of_its_manifests_does_all_it_can() {
     machine.pool("m", &[8000]);
     picker.until_status(SERVING).await;
     machine.pod("a", "m").await;
-    let scraper = machine.token("scraper");
     let token = Some(&*scraper);
     picker
         .until_metric(token, &["llm_d_epp_inflight_requests{", "\"a-rank-0\""])
