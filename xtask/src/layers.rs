@@ -31,6 +31,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("baton-gateway", 3),
     ("baton-epp", 3),
     ("baton-sidecar", 3),
+    ("baton-simulate", 3),
     ("baton", 4),
     ("xtask", 4),
 ];

@@ -21,6 +21,7 @@ mod request;
 mod saturation;
 mod schedule;
 mod scorer;
+mod work;
 mod workspace;
 
 pub use endpoint::{Adapters, Endpoint, EndpointId, Health, Identity, Load, Role, Roles};
@@ -40,3 +41,4 @@ pub use request::{Candidate, Decision, Explanation, Prefill, Request, Stage, Uns
 pub use saturation::{Concurrency, Counted, Detector, Saturation, Utilization};
 pub use schedule::Scheduler;
 pub use scorer::Scorer;
+pub use work::{Backlog, Costs, Pace};

@@ -213,6 +213,18 @@ impl PreciseIndex {
             .map_or(0, |&slot| self.slots[usize::from(slot)].held.len())
     }
 
+    /// How many blocks all servers together are known to hold, a block that several hold counted for each.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.iter().map(|s| s.held.len()).sum()
+    }
+
+    /// Whether nothing is known of any server.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Memory in bytes, about. Looks at everything: for reports, not for every request.
     #[must_use]
     pub fn bytes(&self) -> usize {
