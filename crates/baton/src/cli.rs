@@ -41,6 +41,8 @@ pub(crate) enum Command {
     Fetch(Fetch),
     /// Compiles every program of a model for a device that is not here; prints memory and flops.
     Compile(Compile),
+    /// The scheduler against a modelled fleet in virtual time, beside other ways to choose servers.
+    Simulate(Box<Simulate>),
 }
 
 /// Of a build without the endpoint picker: whatever is said, the answer is how to get it.
@@ -283,6 +285,87 @@ pub(crate) struct Compile {
     /// The PJRT plugin to load instead of the fetched libtpu.
     #[arg(long, env = "BATON_PJRT_PLUGIN", value_name = "FILE")]
     pub plugin: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Simulate {
+    /// Requests of a published trace: JSON lines of Mooncake's form or CSV of Azure's, perhaps gzipped. Default: conversations
+    /// made up by the flags below.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Requests at most. Conversations: so many.
+    #[arg(long, value_name = "N")]
+    pub requests: Option<usize>,
+    /// Servers that compute prompts and answer.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub servers: usize,
+    /// Servers that compute prompts for those of --decode.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub prefill: usize,
+    /// Servers that answer, and may have prompts computed.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub decode: usize,
+    /// KV blocks of a server; a table for each number.
+    #[arg(long, value_delimiter = ',', default_value = "10000,2000")]
+    pub blocks: Vec<usize>,
+    /// Rates to try, in percent of what the fleet can do.
+    #[arg(long, value_delimiter = ',', default_value = "60,90,120")]
+    pub loads: Vec<f64>,
+    /// Ways to choose, out of baton, baton-precise, random, round-robin, upstream, ten-lines. Default: all.
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    pub policies: Vec<String>,
+    /// When prompts are computed elsewhere: never, always, sooner (when that is expected to be sooner), or from so many
+    /// uncached tokens on.
+    #[arg(long, default_value = "sooner", value_name = "WHEN")]
+    pub split: String,
+    /// How often servers are asked how busy they are.
+    #[arg(long, default_value = "200ms", value_parser = duration)]
+    pub scrape_interval: Duration,
+    /// One server is replaced by an empty one so often.
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    pub replace_every: Option<Duration>,
+    /// Decides everything that is left to chance.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+
+    /// What a queued prompt token counts in our own score, beside 1 for a token that is not cached.
+    #[arg(long, value_name = "TOKENS", hide_short_help = true)]
+    pub cost_queued: Option<f64>,
+    /// What a request that is under way counts in our own score, in prompt tokens.
+    #[arg(long, value_name = "TOKENS", hide_short_help = true)]
+    pub cost_active: Option<f64>,
+
+    /// Prompt tokens a second of a server. Defaults of these: Llama-3.3-70B on eight TPU v6e.
+    #[arg(long, value_name = "TOKENS", hide_short_help = true)]
+    pub prefill_rate: Option<f64>,
+    /// What a step takes at least.
+    #[arg(long, value_name = "MS", hide_short_help = true)]
+    pub step_ms: Option<f64>,
+    /// Tokens of a step at most.
+    #[arg(long, value_name = "TOKENS", hide_short_help = true)]
+    pub batch_tokens: Option<usize>,
+    /// Gb/s between a prefill server and a decode server.
+    #[arg(long, value_name = "GBITS", hide_short_help = true)]
+    pub link: Option<f64>,
+
+    /// Conversations: different system prompts.
+    #[arg(long, default_value_t = 150, hide_short_help = true)]
+    pub systems: usize,
+    /// Conversations: questions of each.
+    #[arg(long, default_value_t = 5, hide_short_help = true)]
+    pub turns: usize,
+    /// Conversations: tokens of a system prompt.
+    #[arg(long, default_value_t = 6000, hide_short_help = true)]
+    pub system_tokens: u32,
+    /// Conversations: tokens of a question.
+    #[arg(long, default_value_t = 1200, hide_short_help = true)]
+    pub question_tokens: u32,
+    /// Conversations: tokens of an answer.
+    #[arg(long, default_value_t = 1000, hide_short_help = true)]
+    pub answer_tokens: u32,
+    /// Conversations: tokens of a KV block.
+    #[arg(long, default_value_t = 64, hide_short_help = true)]
+    pub block_tokens: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -10,6 +10,7 @@ mod lifetime;
 mod model;
 mod serve;
 mod sidecar;
+mod simulate;
 mod up;
 
 use clap::Parser as _;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         Command::Epp(args) => epp::command(&args),
         Command::Fetch(args) => fetch::command(&args),
         Command::Compile(args) => compile::command(&args),
+        Command::Simulate(args) => simulate::command(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
