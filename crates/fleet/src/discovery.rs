@@ -182,7 +182,7 @@ fn chain(error: &dyn Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use baton_scheduler::Role;
+    use baton_scheduler::{Policy, PrefixIndex, Role, Scheduler};
 
     #[test]
     fn the_list_is_read_and_nonsense_in_it_left_out() {
@@ -222,6 +222,48 @@ endpoints:
         ] {
             assert!(parse(bad.as_bytes()).is_err(), "{bad}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_file_is_followed_when_it_is_written_replaced_or_its_link_turned() {
+        let folder =
+            std::env::temp_dir().join(format!("baton-fleet-follow-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("endpoints.yaml");
+        // What a cluster mounts: a link to a link, which is turned at once.
+        let turn = |name: &str, list: &str| {
+            std::fs::write(folder.join(name), list).unwrap();
+            std::os::unix::fs::symlink(name, folder.join("new")).unwrap();
+            std::fs::rename(folder.join("new"), folder.join("..data")).unwrap();
+        };
+        let list =
+            |name: &str| format!("endpoints: [{{name: {name}, address: 10.0.0.1, port: 1}}]");
+        turn("first", &list("a"));
+        std::os::unix::fs::symlink("..data", &path).unwrap();
+        let scheduler = Scheduler::new(Policy::default(), PrefixIndex::new(10));
+        let fleet = Arc::new(Fleet::new(scheduler, 7));
+        let following = EndpointsFile::new(&path, parse).follow(fleet.clone());
+        let following = tokio::spawn(following);
+        let lists = async |name: &str| {
+            while fleet.servers().first().is_none_or(|s| s.name() != name) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let patience = Duration::from_secs(30);
+        let watched = async {
+            lists("default/a").await;
+            turn("second", "endpoints: [");
+            turn("third", &list("b"));
+            lists("default/b").await;
+            std::fs::write(folder.join("third"), list("longer")).unwrap();
+            lists("default/longer").await;
+            std::fs::remove_file(folder.join("third")).unwrap();
+            turn("fourth", &list("d"));
+            lists("default/d").await;
+        };
+        tokio::time::timeout(patience, watched).await.unwrap();
+        following.abort();
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

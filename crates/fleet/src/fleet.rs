@@ -12,6 +12,7 @@ use baton_scheduler::{
 };
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
 use std::time::{Duration, Instant};
@@ -114,6 +115,16 @@ impl Fleet {
     /// How many servers there are.
     pub(crate) fn size(&self) -> usize {
         self.servers.load().len()
+    }
+
+    /// Ids of the servers whose socket's address is `allowed`, in ascending order, as [`Request`] wants them.
+    #[must_use]
+    pub fn ids_at(&self, allowed: impl Fn(SocketAddr) -> bool) -> Vec<EndpointId> {
+        let servers = self.servers.load();
+        let at = |s: &&Arc<Server>| s.socket().is_some_and(&allowed);
+        let mut ids: Vec<EndpointId> = servers.iter().filter(at).map(|s| s.id).collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// Makes the list `specs`. An endpoint that was there before, by namespace and name, stays the same server, with

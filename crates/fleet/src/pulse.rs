@@ -18,8 +18,8 @@ const IDLE: Duration = Duration::from_secs(1);
 const IDLE_PER_SERVER: Duration = Duration::from_millis(10);
 /// Looks a second at all servers together.
 const LOOKS_PER_SECOND: f64 = 1500.0;
-/// Questions about health a second, all servers together.
-const HEALTH_PER_SECOND: f64 = 1000.0;
+/// Questions about health a second, all servers together, as long as each is asked once in [`IDLE`].
+const HEALTH_PER_SECOND: f64 = 200.0;
 /// A look may take this part of the time.
 const SHARE: u32 = 10;
 /// Between two looks at whatever answers.
@@ -125,7 +125,7 @@ fn fair_share(servers: usize) -> Duration {
 
 /// How often one of `servers` servers that answers is asked whether it takes requests.
 pub(crate) fn health_interval(servers: usize) -> Duration {
-    Duration::from_secs_f64(servers as f64 / HEALTH_PER_SECOND)
+    Duration::from_secs_f64(servers as f64 / HEALTH_PER_SECOND).min(IDLE)
 }
 
 /// `wait`, longer or shorter by up to a tenth, so that servers are not all asked at once. `chance` is any number.
@@ -209,6 +209,12 @@ mod tests {
         assert_eq!(waits(slow(5), 1, 1), [250]);
         assert_eq!(waits(slow(100), 1, 1), [1000]);
         assert_eq!(waits(slow(1900), 1, 1), [3000]);
+    }
+
+    #[test]
+    fn health_is_asked_at_every_look_of_a_small_fleet_and_once_a_second_of_a_large_one() {
+        let millis = |servers| health_interval(servers).as_millis();
+        assert_eq!((millis(10), millis(100), millis(5000)), (50, 500, 1000));
     }
 
     #[test]

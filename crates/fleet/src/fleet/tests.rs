@@ -103,6 +103,18 @@ fn an_endpoint_stays_itself_when_its_labels_or_port_change() {
 }
 
 #[test]
+fn servers_are_found_by_their_address() {
+    let [a, b] = two();
+    let fleet = with(&[b.clone(), a, spec("named", "localhost:1", "decode")]);
+    fleet
+        .set_endpoints(&[spec("new", "[::1]:5", "decode"), b])
+        .unwrap();
+    let ids = fleet.ids_at(|address| address.port() < 9);
+    assert_eq!(ids, [EndpointId(0), EndpointId(3)]);
+    assert_eq!(fleet.ids_at(|address| address.is_ipv6()), [EndpointId(3)]);
+}
+
+#[test]
 fn who_left_the_list_is_forgotten() {
     let [a, b] = two();
     let fleet = with(&[a.clone(), b.clone()]);
