@@ -89,6 +89,13 @@ async fn serve(mut stream: TcpStream, mock: Arc<Mock>, pages: Arc<[Vec<u8>; 2]>)
     }
 }
 
+/// MiB that this process has in memory.
+fn memory() -> f64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: f64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages / 256.0
+}
+
 fn start_mock(mock: Arc<Mock>) -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -124,8 +131,9 @@ fn fleet(address: SocketAddr, servers: usize) -> Arc<Fleet> {
     fleet
 }
 
-/// Cores used, scrapes a second, and microseconds a scrape, health checks included.
-fn measure(mock: &Mock, threads: usize, address: SocketAddr, servers: usize) -> [f64; 3] {
+/// Cores used, scrapes a second, microseconds a scrape (health checks included), and MiB of memory, those of the made-up
+/// server's connections included.
+fn measure(mock: &Mock, threads: usize, address: SocketAddr, servers: usize) -> [f64; 4] {
     let runtime = match threads {
         1 => Builder::new_current_thread().enable_all().build(),
         n => Builder::new_multi_thread()
@@ -148,7 +156,12 @@ fn measure(mock: &Mock, threads: usize, address: SocketAddr, servers: usize) -> 
         let healthy = servers_now.iter().filter(|s| s.health() == Health::Healthy);
         assert_eq!(healthy.count(), servers);
         probes.abort();
-        [cpu / seconds, scrapes / seconds, cpu / scrapes * 1e6]
+        [
+            cpu / seconds,
+            scrapes / seconds,
+            cpu / scrapes * 1e6,
+            memory(),
+        ]
     })
 }
 
@@ -168,14 +181,14 @@ fn main() {
         page(0).len(),
         page(0).lines().count()
     );
-    println!("servers  numbers   threads  cores   scrapes/s  us/scrape");
+    println!("servers  numbers   threads  cores   scrapes/s  us/scrape  MiB");
     for servers in sizes {
         for (is_busy, numbers) in [(false, "idle"), (true, "changing")] {
             for threads in [1, 2] {
                 mock.is_busy.store(is_busy, Relaxed);
-                let [cores, rate, micros] = measure(&mock, threads, address, servers);
+                let [cores, rate, micros, mib] = measure(&mock, threads, address, servers);
                 println!(
-                    "{servers:7}  {numbers:8}  {threads:7}  {cores:5.3}  {rate:9.0}  {micros:9.1}"
+                    "{servers:7}  {numbers:8}  {threads:7}  {cores:5.3}  {rate:9.0}  {micros:9.1}  {mib:3.0}"
                 );
             }
         }

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use baton_kv::BlockEvent;
 use baton_scheduler::flow::{Gauge, Room};
 use baton_scheduler::{
-    Decision, Detector, Endpoint, EndpointId, Explanation, Health, Keys, Load, Prompt,
+    Decision, Detector, Endpoint, EndpointId, Explanation, Health, Keys, Load, Plan, Prompt,
     PromptHasher, Request, Saturation, Scheduler, TokenHasher, TokenPrompt, Unschedulable,
 };
 use parking_lot::Mutex;
@@ -36,7 +36,7 @@ pub struct Fleet {
     news: watch::Sender<()>,
     /// How often the list, or what a server told of itself, has changed.
     version: AtomicU64,
-    hasher: PromptHasher,
+    hasher: ArcSwap<PromptHasher>,
     token_hasher: TokenHasher,
     deciding: Mutex<Deciding>,
     began: Instant,
@@ -92,7 +92,7 @@ impl Fleet {
             listed: watch::Sender::new(()),
             news: watch::Sender::new(()),
             version: AtomicU64::new(0),
-            hasher,
+            hasher: ArcSwap::from_pointee(hasher),
             token_hasher,
             deciding: Mutex::new(Deciding {
                 scheduler,
@@ -285,14 +285,22 @@ impl Fleet {
 
     /// What hashes prompts and the names of sessions.
     #[must_use]
-    pub fn hasher(&self) -> &PromptHasher {
-        &self.hasher
+    pub fn hasher(&self) -> PromptHasher {
+        **self.hasher.load()
+    }
+
+    /// Decides by another plan from now on. What is known of the servers stays.
+    pub fn set_plan(&self, plan: impl Into<Plan>) {
+        let scheduler = &mut self.deciding.lock().scheduler;
+        scheduler.set_plan(plan);
+        let hasher = self.hasher().with_blocks(&scheduler.plan().approximate);
+        self.hasher.store(Arc::new(hasher));
     }
 
     /// The prompt that `pieces`, one after another, make for `model`; `tokens` is its length, if it is known.
     #[must_use]
     pub fn prompt(&self, model: &str, pieces: &[&[u8]], tokens: Option<u32>) -> Prompt {
-        self.hasher.prompt(model, pieces, tokens)
+        self.hasher.load().prompt(model, pieces, tokens)
     }
 
     /// Decides where `request` goes; its time is set here.

@@ -16,8 +16,8 @@ use tokio::net::TcpStream;
 
 /// Longest wait for a TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Most bytes of an answer that wait to be read.
-const BUFFER: usize = 64 << 10;
+/// Bytes of an answer that are read at a time: every line keeps such a buffer, and there may be thousands.
+const BUFFER: usize = 16 << 10;
 
 /// Why no whole answer came.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +111,7 @@ impl Line {
         stream.set_nodelay(true).map_err(LineError::Connect)?;
         self.peer = stream.peer_addr().ok();
         let handshake = http1::Builder::new()
-            .max_buf_size(BUFFER)
+            .read_buf_exact_size(Some(BUFFER))
             .handshake(TokioIo::new(stream));
         let (sender, connection) = handshake.await.map_err(|e| LineError::Lost(Some(e)))?;
         Ok(Open { sender, connection })

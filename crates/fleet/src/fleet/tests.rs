@@ -103,6 +103,25 @@ fn an_endpoint_stays_itself_when_its_labels_or_port_change() {
 }
 
 #[test]
+fn another_plan_decides_from_the_next_request_on() {
+    let fleet = with(&[
+        spec("d", "10.0.0.1:1", "decode"),
+        spec("p", "10.0.0.2:1", "prefill"),
+    ]);
+    let words = prompt(&fleet, "some words");
+    assert!(route(&fleet, &words, &[]).prefill.is_some());
+    fleet.set_plan(Policy {
+        pd_threshold: None,
+        ..Policy::default()
+    });
+    assert!(
+        route(&fleet, &prompt(&fleet, "other words"), &[])
+            .prefill
+            .is_none()
+    );
+}
+
+#[test]
 fn servers_are_found_by_their_address() {
     let [a, b] = two();
     let fleet = with(&[b.clone(), a, spec("named", "localhost:1", "decode")]);
