@@ -270,21 +270,49 @@ impl Scanner {
             .map_err(|at| syntax(self.before + at, "bytes that are not UTF-8"))?;
         let mut at = 0;
         while let Some(&byte) = piece.get(at) {
-            if let State::InString { is_key } = self.state {
-                let plain = plain_len(&piece[at..]);
-                self.capture.add(&piece[at..at + plain]);
-                at += plain;
-                if let Some(&byte) = piece.get(at) {
-                    self.in_string(byte, is_key, self.before + at)?;
-                    at += 1;
+            at = match self.state {
+                State::InString { is_key } => self.read_string(piece, at, is_key)?,
+                State::Number(Number::Integer) if byte.is_ascii_digit() => {
+                    self.read_digits(piece, at)
                 }
-            } else {
-                self.step(byte, self.before + at)?;
-                at += 1;
-            }
+                _ => {
+                    self.step(byte, self.before + at)?;
+                    at + 1
+                }
+            };
         }
         self.before += piece.len();
         Ok(())
+    }
+
+    /// Reads on in a string and returns where it stopped: at its end, at the piece's, or at an escape that is not there
+    /// as a whole.
+    fn read_string(&mut self, piece: &[u8], at: usize, is_key: bool) -> Result<usize, ScanError> {
+        let mut at = at;
+        loop {
+            let plain = plain_len(&piece[at..]);
+            self.capture.add(&piece[at..at + plain]);
+            at += plain;
+            match piece[at..] {
+                [] => return Ok(at),
+                [b'\\', next, ..] if is_short_escape(next) => {
+                    self.capture.has_escape = true;
+                    self.capture.add(&piece[at..at + 2]);
+                    at += 2;
+                }
+                [byte, ..] => {
+                    self.end_plain(byte, is_key, self.before + at)?;
+                    return Ok(at + 1);
+                }
+            }
+        }
+    }
+
+    fn read_digits(&mut self, piece: &[u8], at: usize) -> usize {
+        let is_digit = |b: &&u8| b.is_ascii_digit();
+        let end = at + piece[at..].iter().take_while(is_digit).count();
+        self.capture.add(&piece[at..end]);
+        end
     }
 
     /// Ends the body.
@@ -332,9 +360,7 @@ impl Scanner {
                 self.capture.add(&[byte]);
                 self.state = match byte {
                     b'u' => State::Hex { is_key, left: 4 },
-                    b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => {
-                        State::InString { is_key }
-                    }
+                    _ if is_short_escape(byte) => State::InString { is_key },
                     _ => return Err(syntax(at, "an escape that is none")),
                 };
                 Ok(())
@@ -467,7 +493,7 @@ impl Scanner {
     }
 
     /// Reads the byte that ends the plain part of a string.
-    fn in_string(&mut self, byte: u8, is_key: bool, at: usize) -> Result<(), ScanError> {
+    fn end_plain(&mut self, byte: u8, is_key: bool, at: usize) -> Result<(), ScanError> {
         match byte {
             b'"' if is_key => self.end_key(at),
             b'"' => {
@@ -611,19 +637,39 @@ fn syntax(at: usize, reason: &'static str) -> ScanError {
     ScanError::Syntax { at, reason }
 }
 
+/// Whether `byte` after a backslash is an escape of its own.
+fn is_short_escape(byte: u8) -> bool {
+    matches!(byte, b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't')
+}
+
 /// Length of the part of a string before the next byte that means something: a quote, a backslash, a control character.
-fn plain_len(bytes: &[u8]) -> usize {
+pub(super) fn plain_len(bytes: &[u8]) -> usize {
     let special = |b: u8| b < 0x20 || b == b'"' || b == b'\\';
-    let mut plain = 0;
+    let (mut at, mut rest) = (0, bytes);
     // Without a branch for each byte, so that the compiler takes many at a time.
-    for chunk in bytes.chunks_exact(32) {
-        if chunk.iter().fold(false, |any, &b| any | special(b)) {
-            break;
-        }
-        plain += 32;
+    while let Some((chunk, after)) = rest.split_first_chunk::<32>()
+        && !chunk.iter().fold(false, |any, &b| any | special(b))
+    {
+        (at, rest) = (at + 32, after);
     }
-    let rest = &bytes[plain..];
-    plain + rest.iter().position(|&b| special(b)).unwrap_or(rest.len())
+    while let Some((word, after)) = rest.split_first_chunk::<8>() {
+        let found = specials(u64::from_le_bytes(*word));
+        if found != 0 {
+            return at + found.trailing_zeros() as usize / 8;
+        }
+        (at, rest) = (at + 8, after);
+    }
+    at + rest.iter().position(|&b| special(b)).unwrap_or(rest.len())
+}
+
+/// The high bit of every byte of `word` that means something in a string; above the first of them other bits may be
+/// set as well.
+fn specials(word: u64) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = ONES << 7;
+    let below = |word: u64, n: u64| word.wrapping_sub(ONES * n) & !word & HIGH;
+    let equal = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
+    below(word, 0x20) | equal(b'"') | equal(b'\\')
 }
 
 /// Whether bytes that come in pieces are UTF-8.

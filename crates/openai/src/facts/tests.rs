@@ -212,6 +212,24 @@ fn what_is_not_one_object_is_refused_as_vllm_does() {
 }
 
 #[test]
+fn what_means_something_in_a_string_is_found_at_every_place() {
+    for len in 0..100 {
+        for at in 0..=len {
+            for special in [b'"', b'\\', b'\n', 0, 0x1f] {
+                let mut text = vec![b' '; len];
+                for (i, byte) in text.iter_mut().enumerate() {
+                    *byte = [b' ', b'!', b'#', b'[', b']', 0x7f, 0x80, 0xa2, 0xdc, 0xff][i % 10];
+                }
+                text.insert(at, special);
+                assert_eq!(scan::plain_len(&text), at);
+                text.remove(at);
+                assert_eq!(scan::plain_len(&text), len);
+            }
+        }
+    }
+}
+
+#[test]
 fn characters_may_be_cut_and_must_be_whole() {
     let body = "{\"a\":\"é€😀\"}".as_bytes();
     let cut: Vec<&[u8]> = body.chunks(1).collect();
