@@ -103,7 +103,7 @@ fn add_shard(
     Ok(())
 }
 
-fn text_source(folder: &Path) -> Result<TextSource, CheckpointError> {
+pub(crate) fn text_source(folder: &Path) -> Result<TextSource, CheckpointError> {
     let config = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
     let tokenizer = match read_optional(&folder.join("tokenizer.json"))? {
         Some(json) => TokenizerSource::Json(json),

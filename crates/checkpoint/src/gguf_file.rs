@@ -47,6 +47,13 @@ pub(crate) fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
     .check()
 }
 
+/// The vocabulary and the chat template alone.
+pub(crate) fn open_text(path: &Path) -> Result<TextSource, CheckpointError> {
+    let file = File::open(path).map_err(in_file(path))?;
+    let gguf = read_header(&file, path)?;
+    text_source(&gguf).map_err(|e| damaged(path, &e))
+}
+
 fn tensor_of(tensor: &GgufTensor, order: RowOrder) -> Tensor {
     Tensor {
         file: 0,

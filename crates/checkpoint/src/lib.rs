@@ -47,6 +47,36 @@ enum TokenizerSource {
     Missing,
 }
 
+impl TextSource {
+    fn tokenizer(&self) -> Result<Tokenizer, CheckpointError> {
+        match &self.tokenizer {
+            TokenizerSource::Json(json) => Ok(Tokenizer::from_json(json)?),
+            TokenizerSource::Gguf(vocab) => Ok(Tokenizer::from_gguf(vocab)?),
+            TokenizerSource::Missing => Err(CheckpointError::NoTokenizer),
+        }
+    }
+
+    fn chat_template(&self) -> Result<Option<ChatTemplate>, CheckpointError> {
+        let template = self.template.as_deref();
+        template.map(|s| self.chat_template_from(s)).transpose()
+    }
+
+    fn chat_template_from(&self, source: &str) -> Result<ChatTemplate, CheckpointError> {
+        Ok(ChatTemplate::new(source, &self.bos_token, &self.eos_token)?)
+    }
+}
+
+/// The tokenizer and the chat template of the model at `path`, for who needs no weights: a `.gguf` file, or a folder with
+/// `tokenizer.json` and what belongs to it.
+pub fn open_text(path: &Path) -> Result<(Tokenizer, Option<ChatTemplate>), CheckpointError> {
+    let text = if path.is_dir() {
+        folder::text_source(path)
+    } else {
+        gguf_file::open_text(path)
+    }?;
+    Ok((text.tokenizer()?, text.chat_template()?))
+}
+
 /// Sampling that the model's makers recommend; a request's own values win.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct GenerationDefaults {
@@ -90,29 +120,17 @@ impl Checkpoint {
 
     /// The tokenizer; takes about a second for a large vocabulary.
     pub fn tokenizer(&self) -> Result<Tokenizer, CheckpointError> {
-        match &self.text.tokenizer {
-            TokenizerSource::Json(json) => Ok(Tokenizer::from_json(json)?),
-            TokenizerSource::Gguf(vocab) => Ok(Tokenizer::from_gguf(vocab)?),
-            TokenizerSource::Missing => Err(CheckpointError::NoTokenizer),
-        }
+        self.text.tokenizer()
     }
 
     /// The model's chat template, if it has one.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>, CheckpointError> {
-        self.text
-            .template
-            .as_deref()
-            .map(|source| self.chat_template_from(source))
-            .transpose()
+        self.text.chat_template()
     }
 
     /// Another template, with this model's special tokens.
     pub fn chat_template_from(&self, source: &str) -> Result<ChatTemplate, CheckpointError> {
-        Ok(ChatTemplate::new(
-            source,
-            &self.text.bos_token,
-            &self.text.eos_token,
-        )?)
+        self.text.chat_template_from(source)
     }
 
     /// Reads a weight by its Hugging Face name into `out`: row-major elements of `dtype`, little-endian, filling it

@@ -8,12 +8,12 @@ use baton_openai::{
     ApiError, ChatFields, DetokenizeRequest, DetokenizeResponse, Prompt, TokenizeInput,
     TokenizeRequest, TokenizeResponse,
 };
-use baton_text::{AddSpecial, SpecialTokens};
+use baton_text::{AddSpecial, Conversation, Ending, SpecialTokens};
 use http::StatusCode;
 
 use crate::answer::Echo;
 use crate::app::App;
-use crate::conversation::{self, Conversation};
+use crate::conversation;
 use crate::rejection::{self, Rejection, json};
 use crate::validate::{self, Ask, Truncate};
 
@@ -105,7 +105,7 @@ pub(crate) async fn conversation(
 async fn render(app: &Arc<App>, conversation: Conversation) -> Result<String, ApiError> {
     let app = Arc::clone(app);
     let is_long = conversation.text_len() > LONG_TEXT;
-    let render = move || conversation.render(app.chat_template.as_ref());
+    let render = move || conversation::render(&conversation, app.chat_template.as_ref());
     if is_long {
         aside(render).await
     } else {
@@ -204,7 +204,7 @@ pub(crate) async fn tokenize(
             messages,
             add_generation_prompt,
         } => {
-            let ending = conversation::ending(add_generation_prompt, false)?;
+            let ending = Ending::of_flags(add_generation_prompt, false)?;
             let text = render(&app, Conversation::new(&messages, ending, &model)?).await?;
             encode(&app, text, add.unwrap_or(AddSpecial::No), any_length).await?
         }

@@ -1,8 +1,10 @@
-//! Text to tokens and back: tokenizers, streaming detokenization, stop strings, chat templates.
+//! Text to tokens and back: tokenizers, streaming detokenization, stop strings, conversations, chat templates.
 //!
 //! Takes bytes and values; callers open files and know the time.
 #![forbid(unsafe_code)]
 
+mod conversation;
+mod day;
 mod detokenizer;
 mod gguf_vocab;
 mod split;
@@ -12,6 +14,8 @@ mod token_bytes;
 mod tokenizer;
 mod whitespace;
 
+pub use conversation::Conversation;
+pub use day::day;
 pub use detokenizer::Detokenizer;
 pub use gguf_vocab::{GgufVocab, TokenKind, VocabModel};
 pub use stop::{IncludeStop, StopStrings};
