@@ -184,7 +184,8 @@ impl Fleet {
     }
 
     /// Changes whenever the list does.
-    pub(crate) fn listings(&self) -> watch::Receiver<()> {
+    #[must_use]
+    pub fn listings(&self) -> watch::Receiver<()> {
         self.listed.subscribe()
     }
 
@@ -254,7 +255,8 @@ impl Fleet {
             return;
         }
         if health == Health::Unreachable {
-            self.forget(server.id);
+            // What it reported is its reports' to take back.
+            self.deciding.lock().scheduler.forget_sent(server.id);
         } else if before == Health::Unreachable {
             server.succeeded();
         }
@@ -386,6 +388,13 @@ impl Fleet {
     pub fn reports_lost(&self, server: EndpointId) {
         if let Some(index) = self.deciding.lock().scheduler.precise() {
             index.reset(server);
+        }
+    }
+
+    /// `server` reports no more, and nothing that it reported counts.
+    pub fn reports_end(&self, server: EndpointId) {
+        if let Some(index) = self.deciding.lock().scheduler.precise() {
+            index.remove(server);
         }
     }
 

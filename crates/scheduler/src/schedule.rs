@@ -220,11 +220,16 @@ impl Scheduler {
 
     /// Notes that `server` is gone, or lost its cache.
     pub fn forget(&mut self, server: EndpointId) {
-        self.index.forget(server);
-        self.recency.forget(server);
+        self.forget_sent(server);
         if let Some(precise) = &mut self.precise {
             precise.remove(server);
         }
+    }
+
+    /// Forgets what was sent to `server`, though not what it reported itself.
+    pub fn forget_sent(&mut self, server: EndpointId) {
+        self.index.forget(server);
+        self.recency.forget(server);
     }
 
     /// Notes that `server` has room for about `blocks` prefix blocks.

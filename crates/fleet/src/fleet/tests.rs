@@ -260,7 +260,15 @@ fn what_servers_report_counts_until_it_is_lost() {
     };
     fleet.reported(servers[1].id, "m", &stored);
     assert_eq!([uncached(), uncached()], [(true, 0), (true, 0)]);
+    // That it does not answer for a moment does not mean that it lost anything.
+    fleet.set_health(&servers[1], Health::Unreachable);
+    fleet.set_health(&servers[1], Health::Healthy);
+    assert_eq!(uncached(), (true, 0));
     fleet.reports_lost(servers[1].id);
+    assert_eq!(uncached().1, 64);
+    fleet.reported(servers[1].id, "m", &stored);
+    assert_eq!(uncached(), (true, 0));
+    fleet.reports_end(servers[1].id);
     assert_eq!(uncached().1, 64);
     assert!(self::fleet().keys(&TokenPrompt::default()).is_none());
 }
