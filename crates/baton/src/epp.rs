@@ -29,7 +29,12 @@ mod with_cluster {
             return check(&file);
         }
         let watch = ParentWatch::from(args.exit_with_parent);
-        let resolved = args.settings.resolve();
+        let mut settings = args.settings;
+        if let Some(model) = settings.tokenizer.take() {
+            let found = crate::model::find(&model.to_string_lossy())?;
+            settings.tokenizer = Some(found);
+        }
+        let resolved = settings.resolve();
         let (config, warnings) = resolved.map_err(|e| Failure::Usage(e.into()))?;
         for warning in warnings {
             tracing::warn!("{warning}");

@@ -1,7 +1,7 @@
 //! One request, from its head to its answer's last byte.
 //!
 //! Stations: the body is scanned while it comes ([`Request::request_piece`]); once it is there, it is [understood]
-//! (who asks, for which model), let in (at once, or through the queue), and [placed] (where it goes); the answer's head
+//! (who asks, for which model), read (where what servers report is asked: in tokens), let in (at once, or through the queue), and [placed] (where it goes); the answer's head
 //! and bytes are watched as far as somebody wants to know; the end, whatever it is, gives back what was counted.
 //!
 //! [understood]: Request::understand
@@ -16,6 +16,7 @@ use crate::refusals;
 use crate::restore::Restore;
 use crate::route::{self, Ask};
 use crate::usage::Tail;
+use crate::words::{Kind, Reading};
 use base64::Engine as _;
 use baton_ext_proc::{
     Ended, Exchange, Refusal, Reply, RequestHead, ResponseBody, ResponseHead, Routed,
@@ -23,7 +24,7 @@ use baton_ext_proc::{
 use baton_fleet::{Flight, Permit, Server};
 use baton_http::Pieces;
 use baton_openai::facts::{Facts, Form, ScanError, Scanner, Span, json_string};
-use baton_scheduler::Prompt;
+use baton_scheduler::{Keys, Prompt};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -35,8 +36,19 @@ pub(crate) struct Request {
     /// What is known of the body; an error once it is known to be none.
     scan: Result<Scanner, ScanError>,
     account: Account,
-    waiting: Option<(Asked, Waiting)>,
+    stage: Stage,
     under_way: Option<UnderWay>,
+}
+
+/// How far a request has come that is not placed yet.
+#[derive(Default)]
+enum Stage {
+    #[default]
+    New,
+    /// Its prompt is being read.
+    Read(Asked, Reading),
+    /// It waits for its turn.
+    Wait(Asked, Waiting),
 }
 
 /// What a request wants.
@@ -49,6 +61,8 @@ struct Asked {
     /// Where the name stands in the body.
     name_at: Option<Span>,
     prompt: Prompt,
+    /// The prompt as what servers report has it, if it could be read.
+    keys: Option<Keys>,
     multimodal: bool,
     priority: i32,
 }
@@ -76,30 +90,63 @@ impl Request {
             head,
             scan: Ok(Scanner::new()),
             account,
-            waiting: None,
+            stage: Stage::New,
             under_way: None,
         }
     }
 
-    /// Decides, in as many calls as the queue needs.
+    /// Decides, in as many calls as reading and the queue need.
     fn poll(&mut self, cx: &mut Context<'_>, body: &Pieces) -> Poll<Result<Routed, Refusal>> {
-        if self.waiting.is_none() {
+        if let Stage::New = self.stage {
             let asked = self.understand(body)?;
-            let Some(waiting) = self.enter(&asked, body)? else {
-                return Poll::Ready(self.place(asked, None, body));
-            };
-            self.waiting = Some((asked, waiting));
+            match self.read(&asked, body) {
+                Some(reading) => self.stage = Stage::Read(asked, reading),
+                None => return self.let_in(asked, cx, body),
+            }
         }
-        let Some((_, waiting)) = &mut self.waiting else {
-            return Poll::Pending;
+        if let Stage::Read(asked, reading) = &mut self.stage {
+            asked.keys = ready!(reading.as_mut().poll(cx));
+            if let Stage::Read(asked, _) = std::mem::take(&mut self.stage) {
+                return self.let_in(asked, cx, body);
+            }
+        }
+        self.wait(cx, body)
+    }
+
+    /// Lets a request in that is understood and read: at once, or through the queue.
+    fn let_in(
+        &mut self,
+        asked: Asked,
+        cx: &mut Context<'_>,
+        body: &Pieces,
+    ) -> Poll<Result<Routed, Refusal>> {
+        let Some(waiting) = self.enter(&asked, body)? else {
+            return Poll::Ready(self.place(asked, None, body));
+        };
+        self.stage = Stage::Wait(asked, waiting);
+        self.wait(cx, body)
+    }
+
+    fn wait(&mut self, cx: &mut Context<'_>, body: &Pieces) -> Poll<Result<Routed, Refusal>> {
+        let Stage::Wait(_, waiting) = &mut self.stage else {
+            return Poll::Ready(Err(refusals::broken()));
         };
         let permit = ready!(waiting.as_mut().poll(cx));
-        let asked = self.waiting.take().map(|(asked, _)| asked);
-        Poll::Ready(match (permit, asked) {
-            (Ok(permit), Some(asked)) => self.place(asked, Some(permit), body),
-            (Err(refusal), _) => Err(refusal),
-            (Ok(_), None) => Err(refusals::broken()),
-        })
+        let Stage::Wait(asked, _) = std::mem::take(&mut self.stage) else {
+            return Poll::Ready(Err(refusals::broken()));
+        };
+        Poll::Ready(permit.and_then(|permit| self.place(asked, Some(permit), body)))
+    }
+
+    /// Reads the prompt, if that tells more of who has it cached.
+    fn read(&self, asked: &Asked, body: &Pieces) -> Option<Reading> {
+        let words = self.epp.words.as_ref()?;
+        if intent::api(&self.head.headers) == Api::Other || asked.multimodal {
+            return None;
+        }
+        let kind = Kind::of(intent::first(&self.head.headers, &names::PATHS)?)?;
+        let served = asked.target.as_deref().or(asked.model.as_deref())?;
+        Some(words.read(&self.epp, kind, body, served))
     }
 
     /// What the request with `body` wants.
@@ -135,6 +182,7 @@ impl Request {
             target: target.map(str::to_owned),
             model: model.as_deref().map(str::to_owned),
             name_at: facts.model,
+            keys: None,
             multimodal: facts.media.any(),
             priority,
         })
@@ -185,6 +233,7 @@ impl Request {
             model: asked.model.as_deref(),
             target: asked.target.as_deref(),
             prompt: &asked.prompt,
+            keys: asked.keys.as_ref(),
             multimodal: asked.multimodal,
             priority: asked.priority,
         };
@@ -297,7 +346,7 @@ impl Exchange for Request {
 
     fn ended(&mut self, why: Ended) {
         // Whoever still waits leaves the queue.
-        self.waiting = None;
+        self.stage = Stage::New;
         let usage = self.under_way.take().map(|u| u.tail.usage());
         self.account
             .ended(&self.epp.metrics, why, usage.unwrap_or_default());

@@ -1,8 +1,10 @@
 //! The endpoint picker: what Envoy, and every gateway that is made of it, asks where a request goes (`ext_proc`).
 //!
 //! One file a station: `picker` (a request begins), `exchange` (its body, its answer, its end), `intent` (what its headers
-//! say), `queue`, `route` (the decision in the proxy's words), `refusals`; beside them `objects` (what operators say of models and
-//! priorities), `pool` (the same from Kubernetes, with the endpoints), `readiness`, `usage` and `restore` (the little that is read and changed of an answer), `account`, `series` and
+//! say), `words` (its prompt in tokens), `queue`, `route` (the decision in the proxy's words), `refusals`; beside them
+//! `objects` (what operators say of models and priorities), `pool` (the same from Kubernetes, with the endpoints),
+//! `reports` (what servers say of their caches), `readiness`, `usage` and `restore` (the little that is read and changed
+//! of an answer), `account`, `series` and
 //! `metrics`, `decisions`. How servers are chosen is `baton_scheduler`'s, what is known of them `baton_fleet`'s, and how
 //! Envoy speaks `baton_ext_proc`'s. Invariants: a body goes on as it came, but for the model's name where that changes;
 //! what a client may not say to servers does not reach them; what is in flight is given back on every ending.
@@ -22,11 +24,13 @@ mod queue;
 mod readers;
 mod readiness;
 mod refusals;
+mod reports;
 mod restore;
 mod route;
 mod series;
 mod settings;
 mod usage;
+mod words;
 
 pub use listen::{Bound, ListenError, bind, run};
 pub use objects::{Objects, Rewrite, Target};

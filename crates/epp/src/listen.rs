@@ -4,11 +4,15 @@ use crate::picker::{Epp, Manners, Shared};
 use crate::pool::Pool;
 use crate::readers;
 use crate::readiness::Readiness;
+use crate::reports::Reports;
 use crate::settings::{self, Config};
+use crate::words::Words;
+use baton_checkpoint::CheckpointError;
 use baton_ext_proc::{serve, serve_health};
 use baton_fleet::{EndpointsFile, FileError, Fleet, ListError, Probing, ProbingError, parse_file};
 use baton_http::{Http2Config, Identity, ServeConfig};
 use baton_k8s::{Access, ClientError};
+use baton_kv_events::EndpointError;
 use baton_scheduler::{PrefixIndex, Scheduler};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -48,6 +52,12 @@ pub enum ListenError {
     /// There is no way to Kubernetes' API server.
     #[error(transparent)]
     Kubernetes(#[from] ClientError),
+    /// Nobody can connect to this address with KV events.
+    #[error("zmqEndpoint {0:?}")]
+    EventsEndpoint(String, #[source] EndpointError),
+    /// The model has no usable tokenizer or chat template.
+    #[error("the tokenizer cannot be used")]
+    Tokenizer(#[from] CheckpointError),
     /// There is no randomness.
     #[error("the system gives no random numbers")]
     Random,
@@ -60,6 +70,7 @@ pub struct Bound {
     epp: Arc<Epp>,
     source: Source,
     probing: Probing,
+    reports: Option<Reports>,
     tls: Option<Identity>,
     grpc: TcpListener,
     health: TcpListener,
@@ -134,6 +145,7 @@ pub async fn bind(config: Config) -> Result<Bound, ListenError> {
         emits_scores: config.emits_scores,
         decisions: config.decisions,
     };
+    let (reports, words) = precise(&config).await?;
     let tls = identity(&config)?;
     let on = |port| listener(config.host, port);
     Ok(Bound {
@@ -142,15 +154,32 @@ pub async fn bind(config: Config) -> Result<Bound, ListenError> {
             config.picker.clone(),
             config.source.pool(),
             manners,
+            words,
         )),
         source,
         probing,
+        reports,
         tls,
         grpc: on(config.grpc_port).await?,
         health: on(config.health_port).await?,
         metrics: on(config.metrics_port).await?,
         config,
     })
+}
+
+/// What takes the servers' reports and what reads prompts for them, if the configuration has a use for it.
+async fn precise(config: &Config) -> Result<(Option<Reports>, Option<Arc<Words>>), ListenError> {
+    let Some(precise) = &config.picker.plan.precise else {
+        return Ok((None, None));
+    };
+    let star = config.host.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    let reports = Reports::bind(&precise.events, star).await?;
+    let path = config.tokenizer.as_deref();
+    let text = path.map(baton_checkpoint::open_text).transpose()?;
+    let tokens = &config.picker.tokens;
+    let model = tokens.model.as_deref().unwrap_or("");
+    let words = Words::new(text, model, tokens.timeout);
+    Ok((Some(reports), Some(Arc::new(words))))
 }
 
 /// Without a host on every address; a machine may have IPv4 alone.
@@ -187,6 +216,7 @@ pub async fn run(bound: Bound, shutdown: CancellationToken) {
         epp,
         source,
         probing,
+        reports,
         tls,
         grpc,
         health,
@@ -200,6 +230,9 @@ pub async fn run(bound: Bound, shutdown: CancellationToken) {
         && config.reloads_certificate
     {
         background.spawn(tls.clone().follow_folder(folder.clone()));
+    }
+    if let (Some(reports), Some(words)) = (reports, &epp.words) {
+        background.spawn(reports.run(epp.fleet.clone(), words.clone()));
     }
     if let Some(queue) = &epp.queue {
         background.spawn(queue.gate.clone().run());

@@ -5,6 +5,7 @@ use crate::exchange::Request;
 use crate::metrics::Metrics;
 use crate::objects::Objects;
 use crate::queue::Queue;
+use crate::words::Words;
 use arc_swap::ArcSwap;
 use baton_ext_proc::{Picker, Refusal, RequestHead};
 use baton_fleet::Fleet;
@@ -22,6 +23,8 @@ pub(crate) struct Epp {
     pub(crate) metrics: Metrics,
     /// Where requests wait for servers with room, if they do.
     pub(crate) queue: Option<Queue>,
+    /// What reads prompts, if anybody asks what servers report.
+    pub(crate) words: Option<Arc<Words>>,
     /// The last decisions, if they are kept.
     pub(crate) decisions: Option<Decisions>,
     /// Whether the proxy may restrict the choice.
@@ -49,6 +52,7 @@ impl Epp {
         config: PickerConfig,
         pool: &str,
         manners: Manners,
+        words: Option<Arc<Words>>,
     ) -> Self {
         let session_header = match config.plan.session.as_ref().map(|s| &s.strategy) {
             // Headers are written by names that live for ever; there is one picker in a process.
@@ -64,6 +68,7 @@ impl Epp {
         Self {
             session_header,
             queue,
+            words,
             metrics,
             fleet,
             objects: ArcSwap::default(),

@@ -6,7 +6,9 @@ use crate::picker::Epp;
 use base64::Engine as _;
 use baton_ext_proc::{Destination, RequestHead, Routed};
 use baton_fleet::{Flight, Route, Server};
-use baton_scheduler::{EndpointId, Explanation, Prompt, Request, SessionStrategy, Unschedulable};
+use baton_scheduler::{
+    EndpointId, Explanation, Keys, Prompt, Request, SessionStrategy, Unschedulable,
+};
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ pub(crate) struct Ask<'a> {
     pub(crate) model: Option<&'a str>,
     pub(crate) target: Option<&'a str>,
     pub(crate) prompt: &'a Prompt,
+    pub(crate) keys: Option<&'a Keys>,
     pub(crate) multimodal: bool,
     pub(crate) priority: i32,
 }
@@ -40,6 +43,7 @@ pub(crate) fn decide(epp: &Epp, ask: &Ask<'_>) -> Result<(Route, Routed), Unsche
         selection: selection.as_deref(),
         session_endpoint: session.endpoint.as_deref(),
         session: session.id,
+        keys: ask.keys,
         multimodal: ask.multimodal,
         priority: ask.priority,
         ..Request::new(ask.prompt)

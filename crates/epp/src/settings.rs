@@ -14,6 +14,11 @@ use std::time::Duration;
 
 /// The longest wait that is told from no bound at all.
 const LONGEST: Duration = Duration::from_secs(86_400);
+/// Said where the configuration has a precise index and nobody said how prompts become tokens.
+const WITHOUT_TOKENIZER: &str = "without --tokenizer only prompts that are token ids can be looked up in what servers report; for all others the approximate index decides";
+/// Said where nothing needs a tokenizer.
+const TOKENIZER_ALONE: &str =
+    "--tokenizer means nothing without a precise prefix index in the configuration";
 
 /// Where requests to a picker come from, and how it decides.
 #[derive(Clone, Debug, Args)]
@@ -110,6 +115,9 @@ pub struct Settings {
     /// Keep the last N decisions and their reasons, at /debug/decisions beside the metrics.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub debug_decisions: usize,
+    /// Tokenizer and chat template for prompts that are looked up in what servers report: a model's folder or .gguf file.
+    #[arg(long, value_name = "MODEL")]
+    pub tokenizer: Option<PathBuf>,
     /// Flags that mean nothing here.
     #[command(flatten)]
     pub ignored: Ignored,
@@ -179,6 +187,7 @@ pub struct Config {
     pub(crate) drain: Duration,
     pub(crate) limits: Limits,
     pub(crate) decisions: usize,
+    pub(crate) tokenizer: Option<PathBuf>,
 }
 
 /// Where the endpoints come from.
@@ -252,6 +261,11 @@ impl Settings {
         if matches!(source, Source::File(_)) && self.kubeconfig.is_some() {
             warnings.push("--kubeconfig means nothing without --pool-name".to_owned());
         }
+        match (&picker.plan.precise, &self.tokenizer) {
+            (Some(_), None) => warnings.push(WITHOUT_TOKENIZER.to_owned()),
+            (None, Some(_)) => warnings.push(TOKENIZER_ALONE.to_owned()),
+            _ => {}
+        }
         let limits = Limits {
             max_body: self.max_body_size,
             decision: self.decision_timeout.saturating_add(longest_wait(&picker)),
@@ -279,6 +293,7 @@ impl Settings {
                 ..limits
             },
             decisions: self.debug_decisions,
+            tokenizer: self.tokenizer,
         };
         Ok((config, warnings))
     }
