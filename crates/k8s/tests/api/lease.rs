@@ -72,7 +72,7 @@ async fn one_leads_and_hands_over_when_it_stops() {
     assert_eq!(holder(&fake), "b");
     let spec = &fake.get(LEASES, LEASE).unwrap()["spec"];
     assert_eq!(
-        spec["leaseTransitions"], 2,
+        spec["leaseTransitions"], 1,
         "from a to nobody does not count, to b does"
     );
     b.task.abort();
