@@ -219,23 +219,13 @@ fn whole(body: &Pieces) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    /// A tokenizer of one token a byte, and a template.
+    /// A tokenizer of one token a letter, and a template.
     fn words(template: &str) -> Words {
-        let letters: Vec<String> = (0x20u8..0x7f)
-            .filter(|c| !c.is_ascii_uppercase())
-            .enumerate()
-            .map(|(id, c)| {
-                format!(
-                    "{}:{id}",
-                    serde_json::Value::from(char::from(c).to_string())
-                )
-            })
-            .collect();
-        let json = format!(
-            r#"{{"version":"1.0","added_tokens":[],"normalizer":null,"pre_tokenizer":null,"post_processor":null,"decoder":null,
-            "truncation":null,"padding":null,"model":{{"type":"BPE","vocab":{{{}}},"merges":[]}}}}"#,
-            letters.join(",")
-        );
+        let json = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
+            "pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false},
+            "post_processor":null,"decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true},
+            "model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,
+            "fuse_unk":false,"byte_fallback":false,"vocab":{"a":0,"b":1,"c":2,"z":3},"merges":[]}}"#;
         let tokenizer = Tokenizer::from_json(json.as_bytes()).unwrap();
         let template = ChatTemplate::new(template, "", "").unwrap();
         Words::new(Some((tokenizer, Some(template))), "m", None)
