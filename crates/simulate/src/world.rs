@@ -170,7 +170,7 @@ impl<'a> World<'a> {
             (0..n).for_each(|_| world.add_server(prefills, decodes));
         }
         if !load.asks.is_empty() {
-            world.at(0, Event::Arrive(0));
+            world.at(world.arrival(0), Event::Arrive(0));
             world.at(0, Event::Scrape);
             if let Some(every) = setup.replace_every {
                 world.at(every, Event::Replace);
@@ -241,10 +241,14 @@ impl<'a> World<'a> {
         }
     }
 
+    /// When a request comes, at the speed of this run.
+    fn arrival(&self, ask: usize) -> u64 {
+        (self.load.asks[ask].arrival as f64 / self.setup.speed) as u64
+    }
+
     fn arrive(&mut self, ask: usize) {
-        if let Some(next) = self.load.asks.get(ask + 1) {
-            let at = (next.arrival as f64 / self.setup.speed) as u64;
-            self.at(at.max(self.now), Event::Arrive(ask + 1));
+        if ask + 1 < self.load.asks.len() {
+            self.at(self.arrival(ask + 1), Event::Arrive(ask + 1));
         }
         let its = &self.load.asks[ask];
         let prompt = self
@@ -396,8 +400,9 @@ impl<'a> World<'a> {
         if let Some(prompt) = self.prompts[ask].as_ref().filter(|_| self.views[at].here) {
             self.picker.answered(self.views[at].id, prompt);
         }
-        let arrival = (self.load.asks[ask].arrival as f64 / self.setup.speed) as u64;
-        self.figures.first.push((self.now - arrival) as f64 / 1e6);
+        self.figures
+            .first
+            .push((self.now - self.arrival(ask)) as f64 / 1e6);
     }
 
     fn over(&mut self, at: usize, ask: usize) {

@@ -62,6 +62,14 @@ fn everything_is_answered_once() {
 }
 
 #[test]
+fn nobody_is_answered_before_the_question() {
+    let mut load = conversations(50);
+    load.asks.iter_mut().for_each(|a| a.arrival += 600_000_000);
+    let figures = run(&load, &setup(), Policy::Ours);
+    assert!(figures.first.iter().all(|s| (0.0..60.0).contains(s)));
+}
+
+#[test]
 fn whoever_looks_for_prefixes_is_better_off_than_whoever_does_not() {
     let load = conversations(600);
     let setup = Setup {
