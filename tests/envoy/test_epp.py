@@ -52,6 +52,9 @@ class Epp(Picker):
         self.endpoints = pathlib.Path(self.folder.name) / "endpoints.json"
         self.endpoints.write_text(endpoints_file(servers))
         self.metrics_port = free_port()
+        if not any(flag.startswith("--drain-timeout") for flag in flags):
+            # Tests stop it to have it stopped.
+            flags = (*flags, "--drain-timeout=0s")
         super().__init__([BATON, "epp", f"--endpoints-file={self.endpoints}", f"--config-text={config}",
                           f"--metrics-port={self.metrics_port}", "--debug-decisions=100", *flags], True)
 
