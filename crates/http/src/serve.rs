@@ -124,13 +124,23 @@ async fn accept(
             .await
             .expect("the semaphore is never closed");
         match listener.accept().await {
-            Ok((stream, peer)) => return (stream, Peer(peer), place),
+            Ok((stream, peer)) => {
+                without_delay(&stream);
+                return (stream, Peer(peer), place);
+            }
             // Out of file descriptors, or the client is gone already: neither ends the server.
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
+    }
+}
+
+/// An answer of a few bytes must not wait for the acknowledgement of the one before.
+fn without_delay(stream: &TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "nodelay refused");
     }
 }
 
@@ -155,9 +165,6 @@ async fn accepted<S, B>(
     B: Body + 'static,
     B::Error: Into<BoxError>,
 {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "nodelay refused");
-    }
     let builder = builder(&config);
     #[cfg(feature = "tls")]
     if let Some(identity) = config.tls {

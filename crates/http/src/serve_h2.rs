@@ -119,10 +119,6 @@ async fn accepted<S, B>(
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    // On the socket itself: an answer of a few bytes must not wait for the acknowledgement of the one before.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "nodelay refused");
-    }
     let builder = builder(&config);
     #[cfg(feature = "tls")]
     if let Some(identity) = config.tls {

@@ -2,7 +2,7 @@
 
 use crate::OpenError;
 use crate::options::Options;
-use crate::program_cache::{ProgramCache, file_identity, processor};
+use crate::program_cache::{Claim, ProgramCache, file_identity, processor};
 use crate::runner::Loading;
 use baton_graph::hlo::{Element, Module, Type};
 use baton_graph::{Arg, Lowered, Packing};
@@ -116,15 +116,25 @@ fn load_or_compile(
         return Ok((client.compile(text, options)?, false));
     };
     let claim = cache.claim(text, &options.to_proto());
-    if let Some(bytes) = claim.read() {
-        match client.deserialize(&bytes) {
-            Ok(executable) => return Ok((executable, true)),
-            Err(error) => {
-                tracing::warn!(%error, "a kept program does not load and is compiled again");
-            }
-        }
+    if let Some(executable) = kept(client, &claim) {
+        return Ok((executable, true));
     }
     let executable = client.compile(text, options)?;
+    keep(&claim, &executable);
+    Ok((executable, false))
+}
+
+/// The program that was kept, if there is one that still loads.
+fn kept(client: &Client, claim: &Claim) -> Option<LoadedExecutable> {
+    let loaded = client.deserialize(&claim.read()?);
+    if let Err(error) = &loaded {
+        tracing::warn!(%error, "a kept program does not load and is compiled again");
+    }
+    loaded.ok()
+}
+
+/// Keeps a program, where that is possible.
+fn keep(claim: &Claim, executable: &LoadedExecutable) {
     match executable.executable().serialize() {
         Ok(bytes) => {
             if let Err(error) = claim.write(&bytes) {
@@ -133,7 +143,6 @@ fn load_or_compile(
         }
         Err(error) => tracing::debug!(%error, "the device's programs cannot be kept"),
     }
-    Ok((executable, false))
 }
 
 /// A program that returns a zeroed array: KV pools are made on the device, not uploaded.
