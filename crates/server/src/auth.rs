@@ -1,8 +1,8 @@
 //! Who may ask: a bearer key for the API's paths, nothing for health and metrics.
 
-use http::{HeaderMap, Method, header};
-
 use crate::ApiKey;
+use baton_http::{bearer, same_bytes};
+use http::{HeaderMap, Method, header};
 
 /// Path prefixes that need a key, as in vLLM.
 const GUARDED: [&str; 4] = ["/v1", "/v2", "/inference", "/cohere"];
@@ -13,25 +13,12 @@ pub(crate) fn allows(keys: &[ApiKey], method: &Method, path: &str, headers: &Hea
     if keys.is_empty() || !is_guarded || method == Method::OPTIONS {
         return true;
     }
-    let shown = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| bearer(value.as_bytes()));
+    let shown = headers.get(header::AUTHORIZATION).and_then(bearer);
     // Every key is compared, so that the time tells nothing about which one was near.
     shown.is_some_and(|shown| {
         keys.iter()
-            .fold(false, |found, key| found | equal(key.bytes(), shown))
+            .fold(false, |found, key| found | same_bytes(key.bytes(), shown))
     })
-}
-
-fn bearer(value: &[u8]) -> Option<&[u8]> {
-    let (scheme, key) = value.split_at_checked("Bearer ".len())?;
-    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
-}
-
-/// Equality in a time that depends on the lengths only.
-fn equal(a: &[u8], b: &[u8]) -> bool {
-    let difference = a.iter().zip(b).fold(0, |acc, (x, y)| acc | (x ^ y));
-    std::hint::black_box(difference) == 0 && a.len() == b.len()
 }
 
 #[cfg(test)]
