@@ -1,6 +1,5 @@
 //! Subscribers: each is told of batches as they come, from when it asked for them.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -31,6 +30,18 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// Serves who connects, for as long as it is not dropped.
 pub(super) async fn listen(shared: Arc<Shared>, listener: TcpListener) {
+    accept(listener, MAX_PEERS, |stream| {
+        let shared = Arc::clone(&shared);
+        async move { serve(&shared, stream).await }
+    })
+    .await;
+}
+
+/// Runs `serve` for everybody who connects, for at most `most` at a time.
+pub(super) async fn accept<F>(listener: TcpListener, most: usize, serve: impl Fn(TcpStream) -> F)
+where
+    F: Future<Output = Result<(), ConnectionError>> + Send + 'static,
+{
     let mut peers = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -39,24 +50,22 @@ pub(super) async fn listen(shared: Arc<Shared>, listener: TcpListener) {
         };
         match accepted {
             // Closed at once: a peer more than this is no fleet's.
-            Ok(_) if peers.len() >= MAX_PEERS => {}
+            Ok(_) if peers.len() >= most => {}
             Ok((stream, peer)) => {
-                let shared = Arc::clone(&shared);
+                let served = serve(stream);
                 peers.spawn(async move {
-                    if let Err(why) = serve(&shared, stream).await {
-                        debug!(%peer, %why, "a subscriber of KV events is gone");
+                    if let Err(why) = served.await {
+                        debug!(%peer, %why, "who wanted KV events is gone");
                     }
                 });
             }
-            Err(error) => rest_after(&error).await,
+            // Out of descriptors, say: what frees some is not here.
+            Err(error) => {
+                debug!(%error, "a connection for KV events cannot be accepted");
+                tokio::time::sleep(RETRY.0).await;
+            }
         }
     }
-}
-
-/// Out of descriptors, say: what frees some is not here.
-pub(super) async fn rest_after(error: &io::Error) {
-    debug!(%error, "a connection for KV events cannot be accepted");
-    tokio::time::sleep(RETRY.0).await;
 }
 
 /// Serves a peer that listens, and looks for it again whenever it is gone.

@@ -5,11 +5,10 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::Shared;
-use super::live::rest_after;
+use super::live::accept;
 use crate::config::ReplayForm;
 use crate::zmtp::connection::{ConnectionError, Writer, open};
 use crate::zmtp::frame::{Incoming, Socket};
@@ -25,25 +24,11 @@ const END: [u8; 8] = [0xff; 8];
 
 /// Answers who connects, for as long as it is not dropped.
 pub(super) async fn listen(shared: Arc<Shared>, listener: TcpListener) {
-    let mut peers = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            Some(_) = peers.join_next() => continue,
-        };
-        match accepted {
-            Ok(_) if peers.len() >= MAX_PEERS => {}
-            Ok((stream, peer)) => {
-                let shared = Arc::clone(&shared);
-                peers.spawn(async move {
-                    if let Err(why) = serve(&shared, stream).await {
-                        debug!(%peer, %why, "who asked for KV events again is gone");
-                    }
-                });
-            }
-            Err(error) => rest_after(&error).await,
-        }
-    }
+    accept(listener, MAX_PEERS, |stream| {
+        let shared = Arc::clone(&shared);
+        async move { serve(&shared, stream).await }
+    })
+    .await;
 }
 
 /// One request after the other: the next is read when the last is answered, so that nobody makes answers pile up.
