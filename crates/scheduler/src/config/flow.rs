@@ -55,16 +55,12 @@ pub(super) fn read(
             );
         }
     }
-    let usage_limit = fields.text_if("usageLimitPolicyPluginRef").map(|name| {
-        match plugins.find_or_default(name).map(|p| p.is) {
-            Some(Is::UsageLimit(limit)) => Some(limit),
-            _ => None,
-        }
-    });
-    if usage_limit == Some(None) {
-        fields.wrong(
-            "usageLimitPolicyPluginRef",
-            "this names no usage limit policy",
+    let ceiling = ceiling(fields, plugins);
+    let eviction = fields.flag("enableEviction", false);
+    if eviction {
+        fields.warn(
+            "enableEviction",
+            "has no effect yet: what runs is not ended",
         );
     }
     FlowControl {
@@ -76,11 +72,26 @@ pub(super) fn read(
             template,
             negative_template,
             bands,
-            ceiling: usage_limit.flatten().unwrap_or(1.0),
+            ceiling,
             ..FlowConfig::default()
         },
-        eviction: fields.flag("enableEviction", false),
+        eviction,
         detector,
+    }
+}
+
+/// The saturation at which nothing goes any more.
+fn ceiling(fields: &mut Fields<'_, '_>, plugins: &Plugins) -> f64 {
+    const KEY: &str = "usageLimitPolicyPluginRef";
+    let Some(name) = fields.text_if(KEY) else {
+        return 1.0;
+    };
+    match plugins.find_or_default(name).map(|p| p.is) {
+        Some(Is::UsageLimit(limit)) => limit,
+        _ => {
+            fields.wrong(KEY, "this names no usage limit policy");
+            1.0
+        }
     }
 }
 

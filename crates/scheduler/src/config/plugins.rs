@@ -119,7 +119,7 @@ pub(super) const TYPES: &[(&str, Read)] = &[
     ("slo-deadline-ordering-policy", supply::slo_deadline),
     ("global-strict-fairness-policy", supply::global_strict),
     ("round-robin-fairness-policy", supply::round_robin),
-    ("program-aware-fairness", supply::by_tokens),
+    ("program-aware-fairness", supply::by_programs),
     ("token-fairness-policy", supply::by_tokens),
     ("static-usage-limit-policy", supply::static_limit),
     ("sheddable-eviction-filter", supply::quiet),

@@ -443,9 +443,13 @@ fn everything_ignored(f: &mut Fields<'_, '_>, why: &str) -> Is {
     for key in known {
         f.ignored(key, why);
     }
+    warn_of_no_effect(f, why);
+    Is::Quiet
+}
+
+fn warn_of_no_effect(f: &mut Fields<'_, '_>, why: &str) {
     let place = f.place.clone();
     f.notes.warn(place, format!("has no effect: {why}"));
-    Is::Quiet
 }
 
 pub(super) fn probabilistic_admitter(f: &mut Fields<'_, '_>, supplies: &mut Supplies) -> Is {
@@ -506,6 +510,7 @@ pub(super) fn attributes(f: &mut Fields<'_, '_>, supplies: &mut Supplies) -> Is 
         f.wrong("attributes", "exactly one attribute can be reported");
     }
     supplies.attributes.extend(all);
+    warn_of_no_effect(f, "responses tell the proxy no numbers yet");
     Is::Quiet
 }
 
@@ -655,6 +660,14 @@ pub(super) fn global_strict(_: &mut Fields<'_, '_>, _: &mut Supplies) -> Is {
 
 pub(super) fn round_robin(_: &mut Fields<'_, '_>, _: &mut Supplies) -> Is {
     Is::Fairness(Fairness::RoundRobin)
+}
+
+/// Upstream's way counts what a program has been given so far; ours what its prompts take of the queue.
+pub(super) fn by_programs(f: &mut Fields<'_, '_>, _: &mut Supplies) -> Is {
+    let place = f.place.clone();
+    f.notes
+        .warn(place, "this is taken for token-fairness-policy");
+    Is::Fairness(Fairness::Tokens)
 }
 
 pub(super) fn by_tokens(_: &mut Fields<'_, '_>, _: &mut Supplies) -> Is {
