@@ -28,12 +28,14 @@ mod reports;
 mod restore;
 mod route;
 mod series;
+mod server_flags;
 mod settings;
 mod usage;
 mod words;
 
 pub use listen::{Bound, ListenError, bind, run};
 pub use objects::{Objects, Rewrite, Target};
+pub use server_flags::ServerFlags;
 pub use settings::{Config, Ignored, Settings, SettingsError};
 
 use std::path::Path;

@@ -4,9 +4,8 @@
 use crate::picker::Epp;
 use crate::series::{Known, Requests, Series};
 use baton_ext_proc::Ended;
-use baton_fleet::{FlowMetrics, Route, Server};
+use baton_fleet::{FlowMetrics, Route, Server, registered};
 use baton_scheduler::{Endpoint, Health, Unschedulable};
-use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{
     Encoder as _, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge,
@@ -423,17 +422,6 @@ pub(crate) fn histograms(
 
 fn one_histogram(r: &Registry, name: &str, help: &str) -> Histogram {
     histograms(r, name, help, &[], &DECISION).with_label_values::<&str>(&[])
-}
-
-fn registered<C: Collector + Clone + 'static>(
-    registry: &Registry,
-    collector: prometheus::Result<C>,
-) -> C {
-    let collector = collector.expect("names are constants and valid");
-    registry
-        .register(Box::new(collector.clone()))
-        .expect("names are unique");
-    collector
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! that cannot be changed is refused.
 
 use crate::pool::PoolConfig;
+use crate::server_flags::ServerFlags;
 use baton_ext_proc::Limits;
 use baton_k8s::{OLD_GROUP, POOL_GROUP, PoolName};
 use baton_scheduler::config::{self, Invalid, PickerConfig};
@@ -118,6 +119,9 @@ pub struct Settings {
     /// Tokenizer and chat template for prompts that are looked up in what servers report: a model's folder or .gguf file.
     #[arg(long, value_name = "MODEL")]
     pub tokenizer: Option<PathBuf>,
+    /// Where servers have their metrics.
+    #[command(flatten)]
+    pub servers: ServerFlags,
     /// Flags that mean nothing here.
     #[command(flatten)]
     pub ignored: Ignored,
@@ -157,9 +161,6 @@ ignored! {
     refresh_metrics_interval,
     refresh_prometheus_metrics_interval,
     metrics_staleness_threshold,
-    model_server_metrics_port,
-    model_server_metrics_path,
-    model_server_metrics_scheme,
     model_server_metrics_https_insecure_skip_verify,
     enable_pprof,
     tracing,
@@ -252,11 +253,12 @@ impl Settings {
     /// # Errors
     /// See [`SettingsError`].
     pub fn resolve(self) -> Result<(Config, Vec<String>), SettingsError> {
-        let picker = config::load(&self.configuration()?)?;
+        let mut picker = config::load(&self.configuration()?)?;
         let mut warnings: Vec<String> = picker.warnings.iter().map(ToString::to_string).collect();
         for flag in self.ignored.given() {
             warnings.push(format!("{flag} means nothing here"));
         }
+        self.servers.clone().apply(&mut picker.data);
         let source = self.source(&picker)?;
         if matches!(source, Source::File(_)) && self.kubeconfig.is_some() {
             warnings.push("--kubeconfig means nothing without --pool-name".to_owned());

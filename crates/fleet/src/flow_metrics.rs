@@ -167,7 +167,11 @@ impl FlowMetrics {
     }
 }
 
-fn registered<C: Collector + Clone + 'static>(
+/// Registers a collector that was made of constants.
+///
+/// # Panics
+/// If its name is not valid, or is registered already: both are slips in the program.
+pub fn registered<C: Collector + Clone + 'static>(
     registry: &Registry,
     collector: prometheus::Result<C>,
 ) -> C {

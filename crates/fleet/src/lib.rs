@@ -15,6 +15,7 @@ mod endpoint;
 mod exposition;
 mod fleet;
 mod flow_metrics;
+pub mod headers;
 mod probe;
 mod pulse;
 mod server;
@@ -24,6 +25,6 @@ pub use discovery::{BoxError, EndpointsFile, FileError, MAX_FILE_BYTES, parse as
 pub use endpoint::{Address, AddressError, EndpointSpec, Labels, ROLE_LABEL};
 pub use exposition::{Reader, Scraped, Wanted, adapters};
 pub use fleet::{Fleet, ListError, MAX_ENDPOINTS, Route, Servers};
-pub use flow_metrics::FlowMetrics;
+pub use flow_metrics::{FlowMetrics, registered};
 pub use probe::{Probing, ProbingError, watch};
 pub use server::{Flight, Server};

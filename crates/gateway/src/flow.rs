@@ -1,6 +1,7 @@
 //! Flow control of the gateway: what its configuration may say, what that means, and what a request asks for.
 
 use crate::refusal::Refusal;
+use baton_fleet::headers::{FAIRNESS, OBJECTIVE, SLO_TTFT};
 use baton_fleet::{Admission, Fleet, FlowMetrics, Permit, Surroundings};
 use baton_scheduler::flow::{
     Arrival, BandConfig, DEFAULT_FLOW, Fairness, FlowConfig, Gauge, Need, Ordering, Outcome,
@@ -12,16 +13,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Headers of requests: today's name, and the one before.
-const FAIRNESS: [&str; 2] = [
-    "x-llm-d-inference-fairness-id",
-    "x-gateway-inference-fairness-id",
-];
-const OBJECTIVE: [&str; 2] = [
-    "x-llm-d-inference-objective",
-    "x-gateway-inference-objective",
-];
-const SLO: [&str; 2] = ["x-llm-d-slo-ttft-ms", "x-slo-ttft-ms"];
 /// Most priorities with a band of their own in the configuration.
 const MAX_BANDS: usize = 64;
 /// Longest wait that can be configured, in seconds.
@@ -248,7 +239,7 @@ impl Flow {
     /// What a request with these headers asks for; a tenant that is known by its key is not asked who it is.
     pub(crate) fn claim(&self, headers: &HeaderMap, tenant: Option<Arc<str>>) -> Claim {
         let flow = tenant.or_else(|| first(headers, FAIRNESS).map(Into::into));
-        let slo = first(headers, SLO).and_then(|ms| ms.parse::<u32>().ok());
+        let slo = first(headers, SLO_TTFT).and_then(|ms| ms.parse::<u32>().ok());
         Claim {
             flow: flow.unwrap_or_else(|| DEFAULT_FLOW.into()),
             priority: self.config.priority(first(headers, OBJECTIVE)),

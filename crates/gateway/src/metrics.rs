@@ -1,11 +1,11 @@
 //! The gateway's own metrics. All names and help texts are here; label values are bounded.
 
-use baton_fleet::{Admission, Fleet, FlowMetrics};
+use baton_fleet::{Admission, Fleet, FlowMetrics, registered};
 use baton_scheduler::{Health, Prefill};
 use http::StatusCode;
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder, core::Collector,
+    Opts, Registry, TextEncoder,
 };
 use std::sync::Arc;
 use std::time::Instant;
@@ -207,15 +207,4 @@ fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Int
 fn seconds(registry: &Registry, name: &str, help: &str) -> HistogramVec {
     let opts = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
     registered(registry, HistogramVec::new(opts, &["path"]))
-}
-
-fn registered<C: Collector + Clone + 'static>(
-    registry: &Registry,
-    collector: prometheus::Result<C>,
-) -> C {
-    let collector = collector.expect("names are constants and valid");
-    registry
-        .register(Box::new(collector.clone()))
-        .expect("names are unique");
-    collector
 }

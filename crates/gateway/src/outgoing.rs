@@ -1,5 +1,6 @@
 //! What is sent to a server: the client's headers without those that are not the client's to set, and ours.
 
+use baton_fleet::headers;
 use baton_http::{Pieces, REQUEST_ID, strip_hop_by_hop};
 use baton_openai::facts::Facts;
 use bytes::Bytes;
@@ -9,21 +10,21 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use http_body_util::Full;
 
 /// Where the decode server gets the prompt's KV: `host:port` of the prefill server's API.
-const PREFILLER: HeaderName = HeaderName::from_static("x-prefiller-host-port");
+const PREFILLER: HeaderName = HeaderName::from_static(headers::PREFILLER);
 
 /// Headers with which servers are steered. A client that could set one could have a server connect to any address.
 const STEERING: [&str; 10] = [
-    "x-prefiller-host-port",
+    headers::PREFILLER,
     "x-prefiller-url",
-    "x-encoder-hosts-ports",
-    "x-data-parallel-host-port",
+    headers::ENCODERS,
+    headers::DATA_PARALLEL,
     "x-data-parallel-rank",
     "x-kv-cache-source-host-port",
     // These are for us alone.
-    "x-llm-d-inference-objective",
-    "x-gateway-inference-objective",
-    "x-llm-d-inference-fairness-id",
-    "x-gateway-inference-fairness-id",
+    headers::OBJECTIVE[0],
+    headers::OBJECTIVE[1],
+    headers::FAIRNESS[0],
+    headers::FAIRNESS[1],
 ];
 const STEERING_PREFIX: &str = "x-gateway-destination-endpoint";
 

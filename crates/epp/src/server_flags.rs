@@ -1,0 +1,103 @@
+//! Flags about the model servers' metrics. llm-d's later pickers want them in the configuration; charts still pass them.
+
+use baton_scheduler::config::DataLayer;
+use baton_scheduler::engines::{CacheInfo, MetricSpec};
+use clap::Args;
+
+/// Where servers have their metrics, and what the engine of servers without a label calls them.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Metrics of the servers (better said in the configuration)")]
+pub struct ServerFlags {
+    /// Port of the metrics, if it is not the endpoint's; 0 for the endpoint's.
+    #[arg(long, value_name = "PORT")]
+    pub model_server_metrics_port: Option<u16>,
+    /// Path of the metrics.
+    #[arg(long, value_name = "PATH")]
+    pub model_server_metrics_path: Option<String>,
+    /// How they are asked for: http or https.
+    #[arg(long, value_name = "SCHEME", value_parser = ["http", "https"])]
+    pub model_server_metrics_scheme: Option<String>,
+    /// Requests that wait, such as vllm:num_requests_waiting.
+    #[arg(long, value_name = "SERIES", value_parser = MetricSpec::parse)]
+    pub total_queued_requests_metric: Option<MetricSpec>,
+    /// Requests that run.
+    #[arg(long, value_name = "SERIES", value_parser = MetricSpec::parse)]
+    pub total_running_requests_metric: Option<MetricSpec>,
+    /// Part of the KV pool in use.
+    #[arg(long, value_name = "SERIES", value_parser = MetricSpec::parse)]
+    pub kv_cache_usage_percentage_metric: Option<MetricSpec>,
+    /// LoRA adapters, in labels.
+    #[arg(long, value_name = "SERIES", value_parser = MetricSpec::parse)]
+    pub lora_info_metric: Option<MetricSpec>,
+    /// How large the KV pool is, in labels.
+    #[arg(long, value_name = "SERIES", value_parser = MetricSpec::parse)]
+    pub cache_info_metric: Option<MetricSpec>,
+}
+
+impl ServerFlags {
+    /// Puts what was said over what the configuration says.
+    pub(crate) fn apply(self, data: &mut DataLayer) {
+        let metrics = &mut data.metrics;
+        if let Some(port) = self.model_server_metrics_port {
+            metrics.port = (port != 0).then_some(port);
+        }
+        if let Some(path) = self.model_server_metrics_path {
+            metrics.path = path.into();
+        }
+        if let Some(scheme) = self.model_server_metrics_scheme {
+            metrics.https = scheme == "https";
+        }
+        let default = &data.engines.default;
+        let Some(engine) = data.engines.known.iter_mut().find(|e| e.name == *default) else {
+            return;
+        };
+        let series = [
+            (&mut engine.queued, self.total_queued_requests_metric),
+            (&mut engine.running, self.total_running_requests_metric),
+            (&mut engine.kv_usage, self.kv_cache_usage_percentage_metric),
+            (&mut engine.lora, self.lora_info_metric),
+        ];
+        for (known, said) in series {
+            *known = said.or(known.take());
+        }
+        if let (Some(said), Some(CacheInfo::Labels { series, .. })) =
+            (self.cache_info_metric, &mut engine.cache)
+        {
+            *series = said;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use baton_scheduler::config;
+
+    #[test]
+    fn what_is_said_counts_and_the_rest_stays() {
+        let mut data = config::load(&config::default_config()).unwrap().data;
+        let before = data.clone();
+        ServerFlags::default().apply(&mut data);
+        assert_eq!(data, before);
+        ServerFlags {
+            model_server_metrics_port: Some(9100),
+            model_server_metrics_scheme: Some("https".to_owned()),
+            total_queued_requests_metric: Some(MetricSpec::named("sglang:num_queue_reqs")),
+            cache_info_metric: Some(MetricSpec::named("my:cache")),
+            ..ServerFlags::default()
+        }
+        .apply(&mut data);
+        assert_eq!((data.metrics.port, data.metrics.https), (Some(9100), true));
+        let vllm = |data: &DataLayer| {
+            let mut all = data.engines.known.iter();
+            all.find(|e| &*e.name == "vllm").unwrap().clone()
+        };
+        let (now, then) = (vllm(&data), vllm(&before));
+        assert_eq!(&*now.queued.unwrap().name, "sglang:num_queue_reqs");
+        assert_eq!((now.running, now.kv_usage), (then.running, then.kv_usage));
+        let Some(CacheInfo::Labels { series, .. }) = now.cache else {
+            panic!("vLLM tells its cache in labels");
+        };
+        assert_eq!(&*series.name, "my:cache");
+    }
+}
