@@ -1,5 +1,7 @@
 //! Hand-overs over real loopback sockets where both sides behave: bytes, leases, limits.
 
+use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use crate::common::*;
@@ -150,6 +152,26 @@ fn a_held_lease_is_released_when_the_last_holder_lets_go() {
 }
 
 #[test]
+fn a_transfer_that_says_it_is_over_holds_nothing() {
+    let server = start(server_config());
+    let client = Arc::new(KvClient::new(client_config()).unwrap());
+    let params = server.publish(&export(2, 1)).unwrap();
+    let held = client.hold(&params).unwrap();
+    let (tx, rx) = channel();
+    let (go, gone) = channel::<()>();
+    let asked = Arc::downgrade(&client);
+    let done = Box::new(move |result: Outcome| {
+        let is_whole = result.is_ok_and(|pulled| !pulled.more);
+        let _ = gone.recv_timeout(PATIENCE);
+        let _ = tx.send(asked.upgrade().map(|client| (is_whole, client.stats().held)));
+    });
+    let _guard = client.pull(&held, 0, 2, done);
+    drop(held);
+    go.send(()).unwrap();
+    assert_eq!(rx.recv_timeout(PATIENCE).unwrap(), Some((true, 0)));
+}
+
+#[test]
 fn a_lease_can_be_withdrawn_by_its_owner() {
     let (server, client) = (
         start(server_config()),
@@ -269,7 +291,7 @@ fn only_allowed_producers_are_connected_to() {
     ));
     let mut cfg = client_config();
     let port = params.remote_port;
-    cfg.peers = PeerPolicy::Allow(std::sync::Arc::new(move |host, p| {
+    cfg.peers = PeerPolicy::Allow(Arc::new(move |host, p| {
         host == "127.0.0.1" && p != port
     }));
     let picky = KvClient::new(cfg).unwrap();
