@@ -2,16 +2,20 @@
 //!
 //! [`FlowControl`] decides; this gives it a clock, wakes whoever may go, and takes out whoever went away. Requests that
 //! find room go at once, without another task; the others are woken by [`Admission::run`], which itself wakes when a
-//! permit comes back, when servers were looked at, and when somebody has waited too long: nothing is polled.
+//! permit comes back, when servers were looked at, and when somebody has waited too long: nothing is polled. Who runs and
+//! has to make room is told by its [`Eviction`].
 
 use crate::fleet::Fleet;
 use baton_scheduler::flow::{
-    Arrival, Departure, FlowConfig, FlowControl, Grant, Handle, Outcome, Room,
+    Arrival, Departure, FlowConfig, FlowControl, Grant, Handle, Outcome, Room, Running,
 };
 use parking_lot::{Mutex, MutexGuard};
+use std::collections::HashMap;
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -45,9 +49,16 @@ type Answer = Result<Permit, Outcome>;
 /// The queue, with whom to answer.
 pub type Queue = FlowControl<oneshot::Sender<Answer>>;
 
+/// What is decided about under one lock.
+struct Inner {
+    queue: Queue,
+    /// Whom to tell that a request is to end, by its name.
+    running: HashMap<u64, oneshot::Sender<()>>,
+}
+
 /// The gate.
 pub struct Admission {
-    queue: Mutex<Queue>,
+    inner: Mutex<Inner>,
     around: Surroundings,
     /// Whether servers may have more room than the queue knows.
     news: AtomicBool,
@@ -69,14 +80,22 @@ pub struct Permit {
     gate: Arc<Admission>,
     /// What it takes of the servers' room, until it is counted there.
     grant: Option<Grant>,
+    /// What it is among those that run, if anybody asks.
+    running: Option<Running>,
+    eviction: Eviction,
 }
 
 impl Permit {
     /// The request is counted at its server from now on.
     pub fn placed(&mut self) {
         if let Some(grant) = self.grant.take() {
-            self.gate.queue.lock().placed(grant);
+            self.gate.inner.lock().queue.placed(grant);
         }
+    }
+
+    /// Ready when the request is to be given up for others; never once this was called.
+    pub fn eviction(&mut self) -> Eviction {
+        std::mem::take(&mut self.eviction)
     }
 
     /// A server that took part in this request is free again, though the request goes on.
@@ -88,7 +107,56 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.placed();
+        if let Some(running) = self.running.take() {
+            self.gate.inner.lock().over(&running);
+        }
         self.gate.changed();
+    }
+}
+
+/// Ready when a request that runs is to be given up for one of higher priority; never, if it may stay.
+#[derive(Debug, Default)]
+pub struct Eviction(Option<oneshot::Receiver<()>>);
+
+impl Future for Eviction {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(told) = &mut self.0 else {
+            return Poll::Pending;
+        };
+        let told = ready!(Pin::new(told).poll(cx));
+        self.0 = None;
+        // Nobody is left who could say so.
+        told.map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+impl Inner {
+    /// A request that was let go has ended.
+    fn over(&mut self, running: &Running) {
+        self.queue.finished(running);
+        self.running.remove(&running.id());
+    }
+
+    /// How a request that is let go will hear that it is to end.
+    fn eviction(&mut self, running: Option<&Running>) -> Eviction {
+        let Some(running) = running.filter(|r| r.is_sheddable()) else {
+            return Eviction::default();
+        };
+        let (sender, receiver) = oneshot::channel();
+        self.running.insert(running.id(), sender);
+        Eviction(Some(receiver))
+    }
+
+    /// Tells those to end that have to make room.
+    fn give_up(&mut self, now: Duration) {
+        for victim in self.queue.give_up(now) {
+            if let Some(told) = self.running.remove(&victim.id()) {
+                // Who does not listen any more is about to end anyway.
+                told.send(()).ok();
+            }
+        }
     }
 }
 
@@ -101,8 +169,8 @@ struct Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let Some(handle) = self.handle else { return };
-        let (mut queue, now) = self.gate.locked();
-        if let Some(left) = queue.cancel(now, handle) {
+        let (mut inner, now) = self.gate.locked();
+        if let Some(left) = inner.queue.cancel(now, handle) {
             self.gate.note(&left);
         }
     }
@@ -113,7 +181,10 @@ impl Admission {
     #[must_use]
     pub fn new(config: FlowConfig, around: Surroundings) -> Arc<Self> {
         Arc::new(Self {
-            queue: Mutex::new(FlowControl::new(config)),
+            inner: Mutex::new(Inner {
+                queue: FlowControl::new(config),
+                running: HashMap::new(),
+            }),
             around,
             news: AtomicBool::new(true),
             crowded: AtomicBool::new(false),
@@ -129,8 +200,8 @@ impl Admission {
     pub async fn admit(self: &Arc<Self>, arrival: &Arrival<'_>) -> Result<Permit, Outcome> {
         let (sender, receiver) = oneshot::channel();
         let mut waiting = {
-            let (mut queue, now) = self.locked();
-            let handle = match queue.enqueue(now, arrival, sender) {
+            let (mut inner, now) = self.locked();
+            let handle = match inner.queue.enqueue(now, arrival, sender) {
                 Ok(handle) => handle,
                 Err(refused) => {
                     (self.around.seen)(&Seen {
@@ -142,8 +213,8 @@ impl Admission {
                     return Err(refused.outcome);
                 }
             };
-            self.turn(&mut queue, now);
-            if !queue.is_empty() {
+            self.turn(&mut inner, now);
+            if !inner.queue.is_empty() {
                 // Its deadline may be the first one; and there may be news since.
                 self.wake.notify_one();
             }
@@ -166,9 +237,9 @@ impl Admission {
 
     /// Refuses everybody from now on, those who wait included.
     pub fn close(self: &Arc<Self>) {
-        let (mut queue, now) = self.locked();
-        while let Some(left) = queue.drain(now) {
-            self.answer(&mut queue, left);
+        let (mut inner, now) = self.locked();
+        while let Some(left) = inner.queue.drain(now) {
+            self.answer(&mut inner, left);
         }
     }
 
@@ -176,9 +247,9 @@ impl Admission {
     pub async fn run(self: Arc<Self>) {
         loop {
             let wakeup = {
-                let (mut queue, now) = self.locked();
-                self.turn(&mut queue, now);
-                queue.next_wakeup()
+                let (mut inner, now) = self.locked();
+                self.turn(&mut inner, now);
+                inner.queue.next_wakeup()
             };
             let due = async {
                 match wakeup {
@@ -204,32 +275,33 @@ impl Admission {
 
     /// Looks at the queue, for metrics. It is locked meanwhile.
     pub fn look<R>(&self, look: impl FnOnce(&Queue) -> R) -> R {
-        look(&self.queue.lock())
+        look(&self.inner.lock().queue)
     }
 
-    fn locked(&self) -> (MutexGuard<'_, Queue>, Duration) {
-        let queue = self.queue.lock();
+    fn locked(&self) -> (MutexGuard<'_, Inner>, Duration) {
+        let inner = self.inner.lock();
         // Only now: time does not go backwards for the queue.
-        (queue, self.began.elapsed())
+        (inner, self.began.elapsed())
     }
 
-    /// Turns away whoever has waited too long, and lets go whoever may.
-    fn turn(self: &Arc<Self>, queue: &mut Queue, now: Duration) {
+    /// Turns away whoever has waited too long, lets go whoever may, and ends others for who still waits.
+    fn turn(self: &Arc<Self>, inner: &mut Inner, now: Duration) {
         // Before the news are looked at: see `changed`.
-        self.crowded.store(!queue.is_empty(), SeqCst);
+        self.crowded.store(!inner.queue.is_empty(), SeqCst);
         if self.news.swap(false, SeqCst) {
-            queue.set_room(now, (self.around.room)());
+            inner.queue.set_room(now, (self.around.room)());
         }
-        while let Some(left) = queue.expire(now) {
-            self.answer(queue, left);
+        while let Some(left) = inner.queue.expire(now) {
+            self.answer(inner, left);
         }
-        while let Some(went) = queue.dispatch(now) {
-            self.answer(queue, went);
+        while let Some(went) = inner.queue.dispatch(now) {
+            self.answer(inner, went);
         }
-        self.crowded.store(!queue.is_empty(), SeqCst);
+        inner.give_up(now);
+        self.crowded.store(!inner.queue.is_empty(), SeqCst);
     }
 
-    fn answer(self: &Arc<Self>, queue: &mut Queue, left: Departure<oneshot::Sender<Answer>>) {
+    fn answer(self: &Arc<Self>, inner: &mut Inner, left: Departure<oneshot::Sender<Answer>>) {
         self.note(&left);
         if left.outcome != Outcome::Dispatched {
             // Who does not listen any more need not be told.
@@ -239,14 +311,14 @@ impl Admission {
         let permit = Permit {
             gate: self.clone(),
             grant: Some(left.grant),
+            running: left.running,
+            eviction: inner.eviction(left.running.as_ref()),
         };
         if let Err(Ok(mut unused)) = left.ticket.send(Ok(permit)) {
             // Dropping it as it is would lock the queue once more.
-            unused
-                .grant
-                .take()
-                .into_iter()
-                .for_each(|g| queue.placed(g));
+            let (grant, running) = (unused.grant.take(), unused.running.take());
+            grant.into_iter().for_each(|g| inner.queue.placed(g));
+            running.into_iter().for_each(|r| inner.over(&r));
         }
     }
 
@@ -292,10 +364,19 @@ mod tests {
     }
 
     fn send(gate: &Arc<Admission>, flow: &'static str) -> JoinHandle<Answer> {
+        send_at(gate, flow, 0)
+    }
+
+    fn send_at(
+        gate: &Arc<Admission>,
+        flow: &'static str,
+        priority: i32,
+    ) -> JoinHandle<Answer> {
         let gate = gate.clone();
         tokio::spawn(async move {
             let arrival = Arrival {
                 flow,
+                priority,
                 ..Arrival::new()
             };
             gate.admit(&arrival).await
@@ -394,5 +475,36 @@ mod tests {
             *server.outcomes.lock(),
             [(Outcome::RejectedCapacity, "b".to_owned())]
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_to_make_room_is_told_once_and_its_place_is_the_others() {
+        let config = FlowConfig {
+            eviction: true,
+            ..FlowConfig::default()
+        };
+        let (gate, server) = gate(1, config);
+        let mut batch = send_at(&gate, "batch", -1).await.unwrap().unwrap();
+        let mut eviction = batch.eviction();
+        batch.placed();
+        server.places.store(0, Relaxed);
+        gate.changed();
+        settle().await;
+        assert!(is_pending(&mut eviction).await);
+        let chat = send(&gate, "chat");
+        (&mut eviction).await;
+        assert!(!chat.is_finished() && is_pending(&mut eviction).await);
+        server.places.store(1, Relaxed);
+        drop(batch);
+        let mut chat = chat.await.unwrap().unwrap();
+        // It is not sheddable itself, whoever waits.
+        let urgent = send_at(&gate, "urgent", 9);
+        assert!(is_pending(&mut chat.eviction()).await);
+        assert!(!urgent.is_finished() && gate.inner.lock().running.is_empty());
+    }
+
+    async fn is_pending(eviction: &mut Eviction) -> bool {
+        let told = tokio::time::timeout(Duration::from_secs(1), eviction);
+        told.await.is_err()
     }
 }

@@ -6,7 +6,8 @@
 //! servers cannot overshoot.
 //!
 //! Who blocks whom: a request that needs only decode servers is not held up by busy prefill servers, and nothing else
-//! passes a request of higher priority. Without room on decode servers nothing goes, since everything needs them.
+//! passes a request of higher priority. Without room on decode servers nothing goes, since everything needs them; where
+//! that is wanted, sheddable requests that run there then [make room](FlowControl::give_up).
 //!
 //! Pure like the rest of this crate: no clock (`now` is the time since any fixed moment), no channels, no waiting. The
 //! caller keeps something of its own with each request, its ticket, and gets it back when the request leaves.
@@ -23,12 +24,13 @@ mod room;
 mod slab;
 
 pub use config::{BandConfig, Fairness, FlowConfig, Ordering};
-pub use evict::{Evictor, Running};
+pub use evict::Running;
 pub use outcome::{Outcome, Refusal};
 pub use room::{Gauge, Need, Room};
 pub use slab::Handle;
 
 use band::{Band, Flow, Place};
+use evict::Evictor;
 use heap::{Heap, Key};
 use room::Pending;
 use slab::Slab;
@@ -110,6 +112,8 @@ pub struct Departure<T> {
     pub waited: Duration,
     /// What it takes of the servers' room until it is counted there: to be given to [`FlowControl::placed`].
     pub grant: Grant,
+    /// What it is while it runs, if that is kept: to be given to [`FlowControl::finished`].
+    pub running: Option<Running>,
 }
 
 /// What a request that was let go takes of the servers' room.
@@ -193,6 +197,8 @@ pub struct FlowControl<T> {
     room: Room,
     /// Let go, and not counted at a server yet.
     pending: Pending,
+    /// Let go, and not over yet, if any of it may be given up.
+    evictor: Evictor,
     seq: u64,
     next_sweep: Duration,
     closed: bool,
@@ -234,6 +240,7 @@ impl<T> FlowControl<T> {
             clock: Clock::default(),
             room: Room::no_servers(),
             pending: Pending::default(),
+            evictor: Evictor::default(),
             seq: 0,
             next_sweep: Duration::ZERO,
             closed: false,
@@ -311,10 +318,30 @@ impl<T> FlowControl<T> {
         self.seq += 1;
         self.flows[flow].had_turn(time, self.seq);
         let (_, item) = self.flows[flow].queue.first()?;
-        let departure = self.leave(item, Outcome::Dispatched);
+        let mut departure = self.leave(item, Outcome::Dispatched);
         self.room.take(departure.grant);
         self.pending.add(departure.grant);
+        if self.config.eviction {
+            let running = Running::new(self.seq, departure.priority, now);
+            self.evictor.started(running);
+            departure.running = Some(running);
+        }
         Some(departure)
+    }
+
+    /// A request that was let go is over.
+    pub fn finished(&mut self, running: &Running) {
+        self.evictor.ended(running);
+    }
+
+    /// Who of those that run is to be ended, for requests of higher priority that wait although their time has come.
+    /// Nobody is named twice; whoever is named is over when [`finished`](Self::finished) says so.
+    pub fn give_up(&mut self, now: Duration) -> impl Iterator<Item = Running> + use<T> {
+        let levels = (self.room.decode(), self.config.ceiling);
+        let could = !self.evictor.is_empty() && !self.room.has_no_servers();
+        let blocked = could.then(|| self.blocked()).flatten();
+        let victims = blocked.map(|priority| self.evictor.victims(now, priority, levels));
+        victims.into_iter().flatten()
     }
 
     /// The next request that has waited too long.
@@ -356,9 +383,17 @@ impl<T> FlowControl<T> {
         Some(self.leave(item, Outcome::EvictedOther))
     }
 
-    /// When [`expire`](Self::expire) has something to do next, if nothing else happens until then.
+    /// When [`expire`](Self::expire) or [`give_up`](Self::give_up) has something to do next, if nothing else happens
+    /// until then.
     #[must_use]
     pub fn next_wakeup(&self) -> Option<Duration> {
+        // What is past was seen to already.
+        let evictor = (self.evictor.next_wakeup()).filter(|at| *at > self.clock.last);
+        let evictor = evictor.filter(|_| !self.is_empty());
+        self.next_expiry().into_iter().chain(evictor).min()
+    }
+
+    fn next_expiry(&self) -> Option<Duration> {
         let (heap, time) = if self.room.has_no_servers() {
             (&self.patience, self.clock.without)
         } else {
@@ -505,6 +540,7 @@ impl<T> FlowControl<T> {
                 need: flow.need,
                 tokens,
             },
+            running: None,
         }
     }
 

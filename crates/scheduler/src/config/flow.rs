@@ -11,8 +11,6 @@ use std::time::Duration;
 pub struct FlowControl {
     /// How the queue is divided and bounded.
     pub queue: FlowConfig,
-    /// Whether requests under way are ended for more important ones.
-    pub eviction: bool,
     /// When servers count as busy.
     pub detector: Detector,
 }
@@ -57,12 +55,6 @@ pub(super) fn read(
     }
     let ceiling = ceiling(fields, plugins);
     let eviction = fields.flag("enableEviction", false);
-    if eviction {
-        fields.warn(
-            "enableEviction",
-            "has no effect yet: what runs is not ended",
-        );
-    }
     FlowControl {
         queue: FlowConfig {
             max_bytes,
@@ -73,9 +65,9 @@ pub(super) fn read(
             negative_template,
             bands,
             ceiling,
+            eviction,
             ..FlowConfig::default()
         },
-        eviction,
         detector,
     }
 }

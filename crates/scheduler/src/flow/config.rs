@@ -23,6 +23,8 @@ pub struct FlowConfig {
     pub ceiling: f64,
     /// Most flows that are told apart; what comes beyond shares one flow a band.
     pub max_flows: usize,
+    /// Whether sheddable requests that run are given up for those of higher priority that wait.
+    pub eviction: bool,
 }
 
 impl Default for FlowConfig {
@@ -37,6 +39,7 @@ impl Default for FlowConfig {
             negative_template: None,
             ceiling: 1.0,
             max_flows: 1000,
+            eviction: false,
         }
     }
 }

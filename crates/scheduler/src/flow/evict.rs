@@ -2,6 +2,7 @@
 //!
 //! Only sheddable requests, those of priority below 0, are given up: the lowest priority first, of equals the newest,
 //! which has lost least. At most two at a time, and not before the room that the last ones leave had time to be seen.
+//! Room is that of servers that generate: prompts are soon computed, and who waits for that loses little.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -14,35 +15,41 @@ const GRACE: Duration = Duration::from_millis(500);
 /// How long the end of a request is waited for before others are given up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A request that is being answered.
+/// A request that was let go and has not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Running {
     priority: i32,
-    started: Reverse<Duration>,
-    id: u64,
+    /// When it was let go, and its name: of equals the last one.
+    newest: Reverse<(Duration, u64)>,
 }
 
 impl Running {
-    /// A request of `priority` that began to be answered at `started`. No two have the same `id`.
-    #[must_use]
-    pub fn new(id: u64, priority: i32, started: Duration) -> Self {
+    /// A request of `priority` that was let go at `started`. No two have the same `id`.
+    pub(super) fn new(id: u64, priority: i32, started: Duration) -> Self {
         Self {
             priority,
-            started: Reverse(started),
-            id,
+            newest: Reverse((started, id)),
         }
     }
 
     /// Its name.
     #[must_use]
     pub fn id(&self) -> u64 {
-        self.id
+        self.newest.0.1
+    }
+
+    /// Whether it may be given up.
+    #[must_use]
+    pub fn is_sheddable(&self) -> bool {
+        self.priority < 0
     }
 }
 
 /// Chooses whom to give up.
 #[derive(Debug, Default)]
-pub struct Evictor {
+pub(super) struct Evictor {
+    /// Requests that run, those that cannot be given up included.
+    in_flight: u32,
     sheddable: BTreeSet<Running>,
     /// Those that were told to end and have not ended yet.
     ending: Vec<Running>,
@@ -50,36 +57,46 @@ pub struct Evictor {
 }
 
 impl Evictor {
-    /// A request begins to be answered.
-    pub fn started(&mut self, running: Running) {
-        if running.priority < 0 {
+    /// A request was let go.
+    pub(super) fn started(&mut self, running: Running) {
+        self.in_flight += 1;
+        if running.is_sheddable() {
             self.sheddable.insert(running);
         }
     }
 
     /// It has ended, for whatever reason.
-    pub fn ended(&mut self, running: &Running) {
+    pub(super) fn ended(&mut self, running: &Running) {
+        self.in_flight = self.in_flight.saturating_sub(1);
         self.sheddable.remove(running);
         self.ending.retain(|r| r != running);
     }
 
-    /// Requests that may be given up.
-    #[must_use]
-    pub fn sheddable(&self) -> usize {
-        self.sheddable.len()
+    /// Whether nobody can be given up.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sheddable.is_empty()
     }
 
-    /// Whom to give up now that requests of priority `blocked` wait, servers being at `saturation` with `in_flight`
-    /// requests, and nothing let go from `ceiling` on. Each is named once.
-    pub fn victims(
+    /// When time alone may make [`victims`](Self::victims) name somebody next.
+    pub(super) fn next_wakeup(&self) -> Option<Duration> {
+        let decided = self.decided.filter(|_| !self.is_empty())?;
+        let wait = match self.ending.is_empty() {
+            true => GRACE,
+            false => PATIENCE,
+        };
+        Some(decided.saturating_add(wait))
+    }
+
+    /// Whom to give up now that requests of priority `blocked` wait, servers being at `saturation`, and nothing let go
+    /// from `ceiling` on. Each is named once.
+    pub(super) fn victims(
         &mut self,
         now: Duration,
         blocked: i32,
         (saturation, ceiling): (f64, f64),
-        in_flight: u32,
-    ) -> impl Iterator<Item = Running> {
+    ) -> impl Iterator<Item = Running> + use<> {
         let n = if self.may_decide(now) {
-            wanted(saturation, ceiling, in_flight)
+            wanted(saturation, ceiling, self.in_flight)
         } else {
             0
         };
@@ -132,11 +149,13 @@ mod tests {
         for &(id, priority, started) in running {
             evictor.started(Running::new(id, priority, started * MS));
         }
+        // Each of ten is a tenth of what servers bear.
+        evictor.in_flight = 10;
         evictor
     }
 
     fn victims(e: &mut Evictor, now: u32, blocked: i32, saturation: f64) -> Vec<u64> {
-        e.victims(now * MS, blocked, (saturation, 1.0), 10)
+        e.victims(now * MS, blocked, (saturation, 1.0))
             .map(|r| r.id())
             .collect()
     }
@@ -144,7 +163,6 @@ mod tests {
     #[test]
     fn the_lowest_and_of_equals_the_newest_goes_first() {
         let mut e = evictor(&[(1, -1, 5), (2, -2, 3), (3, -2, 4), (4, 0, 9), (5, 3, 9)]);
-        assert_eq!(e.sheddable(), 3);
         assert_eq!(victims(&mut e, 10, 0, 1.5), [3, 2]);
     }
 

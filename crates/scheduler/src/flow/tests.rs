@@ -11,6 +11,8 @@
 //! drain => NAMES
 //! wakeup => TIME | never
 //! blocked => PRIORITY | no
+//! give-up => NAMES                              who that runs is ended for others
+//! over NAME                                     what was let go has ended
 //! ```
 //! The first request of flow A is A1, the next A2. Requests that go are at their servers at once.
 
@@ -24,6 +26,7 @@ struct World {
     queue: FlowControl<String>,
     now: Duration,
     handles: HashMap<String, Handle>,
+    running: HashMap<String, Running>,
     counts: HashMap<String, usize>,
 }
 
@@ -41,6 +44,7 @@ impl World {
             queue: FlowControl::new(config),
             now: Duration::ZERO,
             handles: HashMap::new(),
+            running: HashMap::new(),
             counts: HashMap::new(),
         }
     }
@@ -69,9 +73,17 @@ impl World {
                 let went = std::iter::from_fn(|| queue.dispatch(now));
                 let went: Vec<_> = went.collect();
                 went.iter().for_each(|d| queue.placed(d.grant));
+                let running = went.iter().filter_map(|d| Some((d.ticket.clone(), d.running?)));
+                self.running.extend(running);
                 let names = went.into_iter().map(|d| d.ticket);
                 return names.collect::<Vec<_>>().join(" ");
             }
+            "give-up" => {
+                let name = |r: Running| self.running.iter().find(|(_, it)| **it == r).unwrap().0;
+                let names: Vec<&str> = queue.give_up(now).map(|r| &**name(r)).collect();
+                return names.join(" ");
+            }
+            "over" => queue.finished(&self.running[words[1]]),
             "expire" => return left(|| queue.expire(now)),
             "drain" => return left(|| queue.drain(now)),
             "wakeup" => {
@@ -354,7 +366,7 @@ fn who_waits_too_long_is_told_in_time() {
         cancel B1 => EvictedContextCancelled
         cancel B1 => gone
         expire =>
-        wakeup => 60000ms
+        wakeup => 100000ms
         at 60s
         expire => A1:EvictedTTL
         wakeup => never
@@ -461,4 +473,106 @@ fn what_was_let_go_counts_until_it_is_counted_at_its_server() {
     queue.placed(went[0].grant);
     queue.set_room(Duration::ZERO, Room::of_slots(3, None));
     assert_eq!(go(&mut queue).len(), 1);
+}
+
+fn evicting() -> FlowConfig {
+    FlowConfig {
+        eviction: true,
+        ..FlowConfig::default()
+    }
+}
+
+#[test]
+fn what_runs_and_is_sheddable_makes_room_for_what_waits() {
+    play(
+        evicting(),
+        "
+        in batch*2 prio -1
+        in lower prio -2
+        in chat
+        room 4
+        go => chat1 batch1 batch2 lower1
+        give-up =>
+        in chat
+        blocked => 0
+        go =>
+        give-up => lower1
+        give-up =>
+        at 400ms
+        over lower1
+        room 1
+        go => chat2
+        in chat
+        room 0
+        give-up =>
+        wakeup => 500ms
+        at 500ms
+        give-up => batch2
+        over batch2
+        room 1
+        go => chat3
+        ",
+    );
+}
+
+#[test]
+fn nobody_is_given_up_for_an_equal_or_a_first_server_or_where_that_is_not_wanted() {
+    let scenario = "
+        in batch prio -1
+        room 1
+        go => batch1
+        in chat
+        room 0
+        give-up =>
+        ";
+    play(FlowConfig::default(), scenario);
+    let equal = "
+        in batch*2 prio -1
+        room 1
+        go => batch1
+        give-up =>
+        room none
+        in chat
+        give-up =>
+        room 0
+        give-up => batch1
+        ";
+    play(evicting(), equal);
+}
+
+#[test]
+fn busy_prefill_servers_alone_end_nothing() {
+    play(
+        evicting(),
+        "
+        in batch prio -1
+        room 2 prefill 0
+        go => batch1
+        in chat prefill
+        go =>
+        blocked => 0
+        give-up =>
+        ",
+    );
+}
+
+#[test]
+fn who_does_not_end_is_waited_for_and_then_no_more() {
+    play(
+        evicting(),
+        "
+        in batch*2 prio -1 ttl 100s
+        room 2
+        go => batch1 batch2
+        in chat ttl 100s
+        room 0
+        give-up => batch2
+        wakeup => 10000ms
+        at 9s
+        give-up =>
+        at 10s
+        give-up => batch1
+        wakeup => 100000ms
+        ",
+    );
 }
