@@ -1,7 +1,7 @@
 //! The least that can be called an endpoint picker: round robin. For tests and measurements, and as a pattern.
 //!
 //! A request may ask for what tests need by its headers: `test-refuse: STATUS`, `test-wait-ms: N` before the decision,
-//! `test-response: watch|rewrite`, `test-prefill: ADDRESS`. With `--log`, every exchange writes a line when it ends.
+//! `test-evict-ms: N` after its begin, `test-response: watch|rewrite`, `test-prefill: ADDRESS`. With `--log`, every exchange writes a line when it ends.
 #![allow(
     clippy::print_stdout,
     reason = "the ready line and the log are the example's output"
@@ -64,6 +64,7 @@ struct RoundRobin {
 struct Turn {
     routed: Option<Result<Routed, Refusal>>,
     wait: Option<Pin<Box<Sleep>>>,
+    evicted: Option<Pin<Box<Sleep>>>,
     response: ResponseBody,
     log: Option<String>,
     seen: usize,
@@ -96,10 +97,14 @@ impl Picker for RoundRobin {
                 Ok(routed)
             }
         };
-        let wait = says("test-wait-ms").and_then(|ms| ms.parse().ok());
+        let after = |name| {
+            let ms = says(name)?.parse().ok()?;
+            Some(Box::pin(tokio::time::sleep(Duration::from_millis(ms))))
+        };
         Ok(Turn {
             routed: Some(routed),
-            wait: wait.map(|ms| Box::pin(tokio::time::sleep(Duration::from_millis(ms)))),
+            wait: after("test-wait-ms"),
+            evicted: after("test-evict-ms"),
             response: match says("test-response") {
                 Some("watch") => ResponseBody::Watch,
                 Some("rewrite") => ResponseBody::Rewrite,
@@ -130,6 +135,14 @@ impl Exchange for Turn {
             ))
         };
         Poll::Ready(self.routed.take().unwrap_or_else(again))
+    }
+
+    fn poll_evicted(&mut self, cx: &mut Context<'_>) -> Poll<Refusal> {
+        let Some(evicted) = &mut self.evicted else {
+            return Poll::Pending;
+        };
+        let refusal = || Refusal::new(StatusCode::TOO_MANY_REQUESTS, "as asked").dropped("evicted");
+        evicted.as_mut().poll(cx).map(|()| refusal())
     }
 
     fn response_head(&mut self, head: &ResponseHead) -> Reply {

@@ -217,7 +217,7 @@ impl<E: Exchange> Machine<E> {
             .fold(0, |bits, (i, _)| bits | 1 << i);
         match picker.begin(RequestHead::read(headers, &inbound.metadata, has_body)?) {
             Ok(exchange) => self.exchange = Told::begin(Some(exchange)),
-            Err(refusal) => return Ok(self.refuse(refusal, out)),
+            Err(refusal) => return Ok(self.refuse(refusal, Ended::Refused, out)),
         }
         if has_body {
             self.ask = Ask::Body;
@@ -239,7 +239,7 @@ impl<E: Exchange> Machine<E> {
                 exchange.request_piece(&piece);
             }
             if let Err(refusal) = self.body.push(piece) {
-                return Ok(self.refuse(refusal, out));
+                return Ok(self.refuse(refusal, Ended::Refused, out));
             }
         }
         if !end {
@@ -282,7 +282,7 @@ impl<E: Exchange> Machine<E> {
     fn decided(&mut self, rest: Rest, decided: Result<Routed, Refusal>, out: &mut Outbox) -> Step {
         let mut routed = match decided {
             Ok(routed) => routed,
-            Err(refusal) => return self.refuse(refusal, out),
+            Err(refusal) => return self.refuse(refusal, Ended::Refused, out),
         };
         self.ask = Ask::Over;
         let client = self.body.take();
@@ -339,9 +339,19 @@ impl<E: Exchange> Machine<E> {
         }
     }
 
-    fn refuse(&mut self, refusal: Refusal, out: &mut Outbox) -> Step {
+    /// Asks whether a request that was decided on is given up; ready with the next step.
+    pub(crate) fn poll_evicted(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<Step> {
+        match &mut self.exchange.exchange {
+            Some(exchange) if self.ask == Ask::Over => exchange
+                .poll_evicted(cx)
+                .map(|refusal| self.refuse(refusal, Ended::Evicted, out)),
+            _ => Poll::Pending,
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal, why: Ended, out: &mut Outbox) -> Step {
         (self.ask, self.tell) = (Ask::Over, Tell::Over);
-        self.exchange.end(Ended::Refused);
+        self.exchange.end(why);
         self.body.release();
         out.message(Answer::Immediate(refusal.into_message()), None);
         Step::End

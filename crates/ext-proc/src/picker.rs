@@ -2,8 +2,9 @@
 //!
 //! One exchange is one HTTP request and its answer. Calls come in this order, from one task, never two at a time:
 //! [`Picker::begin`]; [`Exchange::request_piece`] for every piece of the body; [`Exchange::poll_decide`] until it is
-//! ready, or [`Exchange::overdue`] instead; [`Exchange::response_head`]; the pieces of the response, if that asked for
-//! them; and in the end, whatever happened, once, [`Exchange::ended`]. An exchange may end after any of them.
+//! ready, or [`Exchange::overdue`] instead; from then on [`Exchange::poll_evicted`] between any two others;
+//! [`Exchange::response_head`]; the pieces of the response, if that asked for them; and in the end, whatever happened,
+//! once, [`Exchange::ended`]. An exchange may end after any of them.
 
 use crate::headers::Headers;
 use crate::inbound::Malformed;
@@ -46,6 +47,12 @@ pub trait Exchange: Send + Unpin + 'static {
         Err(Refusal::overdue())
     }
 
+    /// Ready when the request is given up although it is at its endpoint, with what its client is told. Polled like a
+    /// future, again after a wake-up. Once response headers have gone on, a proxy can only cut the client off.
+    fn poll_evicted(&mut self, _cx: &mut Context<'_>) -> Poll<Refusal> {
+        Poll::Pending
+    }
+
     /// The endpoint, or the proxy in its place, answers.
     fn response_head(&mut self, _head: &ResponseHead) -> Reply {
         Reply::default()
@@ -73,6 +80,8 @@ pub enum Ended {
     Naturally,
     /// The client was answered by a [`Refusal`].
     Refused,
+    /// The request was given up while its endpoint had it; see [`Exchange::poll_evicted`].
+    Evicted,
     /// The proxy closed the stream before the response's end, as it does when a client leaves.
     Disconnected,
     /// The proxy broke the protocol.

@@ -79,6 +79,10 @@ where
             self.step = step;
             return Poll::Ready(());
         }
+        if let Poll::Ready(step) = self.machine.poll_evicted(cx, &mut self.outbox) {
+            self.step = step;
+            return Poll::Ready(());
+        }
         match ready!(self.poll_inbound(cx)) {
             Ok(Some(inbound)) => {
                 self.deadline = None;

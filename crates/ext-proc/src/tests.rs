@@ -21,11 +21,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
 const PROCESS: &str = "/envoy.service.ext_proc.v3.ExternalProcessor/Process";
 
-/// Sends every request to the same endpoint, at once or never.
+/// Sends every request to the same endpoint, at once or never; some are given up there after a moment.
 #[derive(Default)]
 struct Fixed {
     ended: Arc<Mutex<Vec<Ended>>>,
@@ -33,6 +34,7 @@ struct Fixed {
 
 struct Going {
     never: bool,
+    evicted: Option<Pin<Box<Sleep>>>,
     ended: Arc<Mutex<Vec<Ended>>>,
 }
 
@@ -42,6 +44,8 @@ impl Picker for Fixed {
     fn begin(&self, head: RequestHead) -> Result<Going, Refusal> {
         Ok(Going {
             never: head.headers.get("never").is_some(),
+            evicted: (head.headers.get("evict"))
+                .map(|_| Box::pin(tokio::time::sleep(Duration::from_millis(20)))),
             ended: self.ended.clone(),
         })
     }
@@ -54,6 +58,14 @@ impl Exchange for Going {
         }
         let endpoint = std::net::SocketAddr::from(([10, 0, 0, 1], 8000));
         Poll::Ready(Ok(Routed::to(endpoint.into())))
+    }
+
+    fn poll_evicted(&mut self, cx: &mut Context<'_>) -> Poll<Refusal> {
+        let Some(evicted) = &mut self.evicted else {
+            return Poll::Pending;
+        };
+        let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, "make room");
+        evicted.as_mut().poll(cx).map(|()| refusal)
     }
 
     fn ended(&mut self, why: Ended) {
@@ -263,6 +275,20 @@ async fn a_decision_that_never_comes_and_an_exchange_too_many_are_refused() {
     assert_eq!(refused(first.hear().await), 503);
     assert_eq!(first.hear().await.unwrap_err()["grpc-status"], "0");
     running.eventually_ended(&[Ended::Refused]).await;
+}
+
+#[tokio::test]
+async fn a_request_is_given_up_while_its_endpoint_says_nothing() {
+    let mut running = running(Limits::default()).await;
+    let mut call = running.call().await;
+    call.say(&peer::headers(Half::Request, &[("evict", "")], true));
+    assert!(matches!(call.hear().await, Ok(Answer::RequestHeaders(_))));
+    let Ok(Answer::Immediate(answer)) = call.hear().await else {
+        panic!("it was not given up");
+    };
+    assert_eq!(answer.status.unwrap().code, 429);
+    assert_eq!(call.hear().await.unwrap_err()["grpc-status"], "0");
+    running.eventually_ended(&[Ended::Evicted]).await;
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Exchanges as text: what the proxy says, and what it is told.
 //!
 //! A line with `>` is a message of the proxy: `> request headers a=b, c=d`, `> response body text`, `> request trailers`,
-//! with `!` at the end if it ends the half; `> closed` is the stream's good end. A line with `<` is a message to the
+//! with `!` at the end if it ends the half; `> closed` is the stream's good end, `> evict` nothing of the proxy's. A line with `<` is a message to the
 //! proxy, one with `=` what the exchange was told. Everything up to the next `>` follows from it.
 
 use super::*;
@@ -102,6 +102,10 @@ impl Exchange for Script {
         }
     }
 
+    fn poll_evicted(&mut self, _: &mut Context<'_>) -> Poll<Refusal> {
+        Poll::Ready(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "make room"))
+    }
+
     fn response_head(&mut self, head: &ResponseHead) -> Reply {
         let (status, served) = (head.status(), head.served.as_deref());
         self.told.lock().push(format!(
@@ -186,6 +190,12 @@ fn said(
             return Ok(Step::End);
         }
         "overdue" => return Ok(machine.overdue(out)),
+        "evict" => {
+            return Ok(match machine.poll_evicted(&mut cx, out) {
+                Poll::Ready(step) => step,
+                Poll::Pending => Step::Read,
+            });
+        }
         _ => machine.on(picker, inbound(line), out)?,
     };
     match step {
@@ -582,4 +592,52 @@ fn what_comes_out_of_place_ends_the_stream() {
         );
         assert_eq!(seen.matches("= ended").count(), 1, "{seen}");
     }
+}
+
+#[test]
+fn a_request_at_its_endpoint_may_be_given_up_until_its_answer_has_passed() {
+    let decided = r#"> request headers a=b !
+         = decide ""
+         < request headers x-gateway-destination-endpoint=10.0.0.1:8000 reroute CHOSEN"#;
+    holds(&format!(
+        "{decided}
+         > evict
+         = ended Evicted
+         < answer 429
+         < end"
+    ));
+    holds(&format!(
+        "{decided}
+         > response headers :status=200
+         = response Some(200) None body true
+         < response headers
+         > evict
+         = ended Evicted
+         < answer 429
+         < end"
+    ));
+    holds(&format!(
+        "{decided}
+         > response headers :status=200 !
+         = response Some(200) None body false
+         = ended Naturally
+         < response headers
+         > evict"
+    ));
+}
+
+#[test]
+fn a_request_that_is_not_decided_on_is_not_given_up() {
+    holds(
+        r#"> evict
+         > request headers decide=wait
+         > evict
+         > request body x !
+         = piece "x"
+         = decide "x"
+         > evict
+         > closed
+         = ended Disconnected
+         < end"#,
+    );
 }
