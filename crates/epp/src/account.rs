@@ -73,6 +73,12 @@ impl Account {
         self.refused = true;
     }
 
+    /// It was at its server, and is given up for others.
+    pub(crate) fn evicted(&mut self, metrics: &Metrics, refusal: &Refusal) {
+        let series = self.series(metrics);
+        metrics.failed(&series, refusals::code(refusal));
+    }
+
     /// The answer begins.
     pub(crate) fn answered(&mut self, metrics: &Metrics, status: u16) {
         self.status = status;

@@ -260,7 +260,7 @@ impl Metrics {
     /// An exchange ended.
     pub(crate) fn ended(&self, why: Ended) {
         let code = match why {
-            Ended::Naturally | Ended::Refused => "OK",
+            Ended::Naturally | Ended::Refused | Ended::Evicted => "OK",
             Ended::Disconnected => "Canceled",
             Ended::Broken => "InvalidArgument",
         };

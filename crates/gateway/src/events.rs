@@ -4,6 +4,7 @@
 //! one, the error event that follows stands by itself.
 
 use crate::refusal::Refusal;
+use baton_scheduler::flow;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame};
 use std::convert::Infallible;
@@ -22,35 +23,48 @@ pub(crate) enum Ending {
     Own,
 }
 
-/// A future that ends when the server has stopped answering.
-pub(crate) type Silence = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Why a stream is ended from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// The server has stopped answering.
+    Silent,
+    /// The request has to make room for others.
+    Evicted,
+}
+
+/// A future that ends when the stream is to be ended from here.
+pub(crate) type Cutting = Pin<Box<dyn Future<Output = Cut> + Send>>;
 
 /// The body of a streamed answer. Holds `T` (what counts the request as in progress) until the stream ends.
 pub(crate) struct Events<B, T> {
     upstream: Option<(B, T)>,
-    silence: Silence,
+    cut: Cutting,
     ending: Ending,
     held: Held,
 }
 
 impl<B, T> Events<B, T> {
-    pub(crate) fn new(upstream: B, silence: Silence, ending: Ending, guard: T) -> Self {
+    pub(crate) fn new(upstream: B, cut: Cutting, ending: Ending, guard: T) -> Self {
         Self {
             upstream: Some((upstream, guard)),
-            silence,
+            cut,
             ending,
             held: Held::default(),
         }
     }
 
+    /// The last bytes of a stream that is ended from here; dropping the connection tells its server.
+    fn broken_off(&mut self, why: Refusal) -> Option<Bytes> {
+        self.upstream = None;
+        (!self.held.done).then(|| why.into_last_events())
+    }
+
     /// The last bytes of a stream whose server was lost.
     fn lost(&mut self, cause: &dyn std::fmt::Display) -> Option<Bytes> {
-        self.upstream = None;
-        if self.held.done {
-            return None;
+        if !self.held.done {
+            tracing::warn!(%cause, "server lost in the middle of a stream");
         }
-        tracing::warn!(%cause, "server lost in the middle of a stream");
-        Some(Refusal::ServersFailed.into_last_events())
+        self.broken_off(Refusal::ServersFailed)
     }
 
     /// The last bytes of a stream that its server ended.
@@ -84,8 +98,12 @@ where
             let Some((upstream, _)) = &mut this.upstream else {
                 return Poll::Ready(None);
             };
-            if this.silence.as_mut().poll(cx).is_ready() {
-                break this.lost(&"it stopped answering");
+            match this.cut.as_mut().poll(cx) {
+                Poll::Ready(Cut::Silent) => break this.lost(&"it stopped answering"),
+                Poll::Ready(Cut::Evicted) => {
+                    break this.broken_off(Refusal::Queue(flow::Refusal::EVICTED));
+                }
+                Poll::Pending => {}
             }
             match ready!(Pin::new(upstream).poll_frame(cx)) {
                 None => break this.ended(),

@@ -44,6 +44,8 @@ pub struct FlowControlConfig {
     pub saturation_detector: DetectorSection,
     /// The saturation at which nothing goes any more.
     pub usage_limit: f64,
+    /// Whether requests of priorities below 0 that run are ended for those of higher ones that wait.
+    pub eviction: bool,
 }
 
 impl Default for FlowControlConfig {
@@ -61,6 +63,7 @@ impl Default for FlowControlConfig {
             max_flows: plain.max_flows,
             saturation_detector: DetectorSection::default(),
             usage_limit: plain.ceiling,
+            eviction: plain.eviction,
         }
     }
 }
@@ -317,6 +320,7 @@ impl FlowControlConfig {
                 negative_template: negative.map(BandSection::plan).transpose()?,
                 ceiling: self.usage_limit,
                 max_flows: self.max_flows,
+                eviction: self.eviction,
             },
             detector: self.saturation_detector.plan()?,
             gauge: Gauge::Slots,
@@ -407,7 +411,7 @@ mod tests {
 
     #[test]
     fn what_is_said_counts() {
-        let json = r#"{"max_requests": 9, "default_request_ttl_s": 0, "no_endpoint_request_ttl_s": 0.5,
+        let json = r#"{"max_requests": 9, "eviction": true, "default_request_ttl_s": 0, "no_endpoint_request_ttl_s": 0.5,
             "default_negative_priority_band": {"max_requests": 1},
             "priority_bands": [{"priority": 7, "fairness_policy": "token-fairness-policy",
                                 "ordering_policy": "slo-deadline-ordering-policy"}],
@@ -416,6 +420,7 @@ mod tests {
             queue, detector, ..
         } = plan(json).unwrap();
         assert_eq!((queue.max_requests, queue.default_ttl), (Some(9), None));
+        assert!(queue.eviction);
         assert_eq!(queue.no_endpoint_ttl, Some(Duration::from_millis(500)));
         assert_eq!(queue.negative_template.unwrap().max_requests, 1);
         let (priority, band) = queue.bands[0];

@@ -2,16 +2,17 @@
 //!
 //! As long as nothing of an answer has reached the client, a failed server is a reason to try the next. Answers that
 //! are not streamed are read whole before they are passed on, so that this includes a server that dies in the middle.
+//! A request that has to make room for others is tried no more; its server learns of it by the connection's end.
 
-use crate::events::{Ending, Events};
+use crate::events::{Cut, Ending, Events};
 use crate::front::{Gateway, ResponseBody};
 use crate::metrics::{Retry, Timer};
 use crate::outgoing::Outgoing;
 use crate::refusal::Refusal;
-use baton_fleet::{Flight, Permit, Route};
+use baton_fleet::{Eviction, Flight, Permit, Route};
 use baton_http::{BodyError, ClientError, collect, strip_hop_by_hop};
 use baton_openai::{ApiError, ErrorKind};
-use baton_scheduler::{EndpointId, Prompt, Request, Unschedulable};
+use baton_scheduler::{EndpointId, Prompt, Request, Unschedulable, flow};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::{Either, Full};
@@ -37,6 +38,8 @@ enum Outcome {
     Unreachable,
     /// The connection failed before the answer was complete.
     Lost,
+    /// The request has to make room for others.
+    Evicted,
 }
 
 /// A request on its way, with what it holds meanwhile.
@@ -44,6 +47,8 @@ pub(crate) struct Journey {
     pub(crate) outgoing: Outgoing,
     pub(crate) place: OwnedSemaphorePermit,
     pub(crate) timer: Timer,
+    /// When it is to make room for others.
+    pub(crate) eviction: Eviction,
     /// Leave to go to a server, where that is needed.
     pub(crate) permit: Option<Permit>,
 }
@@ -80,7 +85,7 @@ pub(crate) async fn forward(
         tracing::debug!(server = route.decode.name(), decision = ?route.decision, "routed");
         let server = route.decode.server().clone();
         tried.push(server.id);
-        let reason = match attempt(gateway, &journey, route).await {
+        let reason = match attempt(gateway, &mut journey, route).await {
             Outcome::Stream(response, flight) => {
                 gateway.fleet.answered(&server, prompt);
                 return Ok(stream(response, flight, journey));
@@ -97,6 +102,7 @@ pub(crate) async fn forward(
                 failure = Ok(response);
                 Retry::Busy
             }
+            Outcome::Evicted => return Err(Refusal::Queue(flow::Refusal::EVICTED)),
             Outcome::Unreachable => Retry::Unreachable,
             Outcome::Lost => {
                 gateway.fleet.failed(&server);
@@ -110,7 +116,7 @@ pub(crate) async fn forward(
     failure
 }
 
-async fn attempt(gateway: &Gateway, journey: &Journey, route: Route) -> Outcome {
+async fn attempt(gateway: &Gateway, journey: &mut Journey, route: Route) -> Outcome {
     let Route {
         decode, prefill, ..
     } = route;
@@ -124,6 +130,7 @@ async fn attempt(gateway: &Gateway, journey: &Journey, route: Route) -> Outcome 
     let sent = tokio::select! {
         sent = gateway.client.send(request) => sent,
         () = decode.silence() => return Outcome::Lost,
+        () = &mut journey.eviction => return Outcome::Evicted,
     };
     // The prompt is done: the prefill server has no more work with this request.
     if prefill.is_some() {
@@ -144,6 +151,7 @@ async fn attempt(gateway: &Gateway, journey: &Journey, route: Route) -> Outcome 
     tokio::select! {
         outcome = whole(response, gateway.limits.max_response_bytes) => outcome,
         () = decode.silence() => Outcome::Lost,
+        () = &mut journey.eviction => Outcome::Evicted,
     }
 }
 
@@ -214,11 +222,17 @@ fn stream(
         "/v1/completions" | "/v1/chat/completions" => Ending::Done,
         _ => Ending::Own,
     };
-    let silence = Box::pin(flight.silence());
+    let (silence, eviction) = (flight.silence(), journey.eviction);
+    let cut = Box::pin(async move {
+        tokio::select! {
+            () = silence => Cut::Silent,
+            () = eviction => Cut::Evicted,
+        }
+    });
     let guard = (journey.place, flight, journey.timer, journey.permit);
     Response::from_parts(
         parts,
-        Either::Right(Events::new(body, silence, ending, guard)),
+        Either::Right(Events::new(body, cut, ending, guard)),
     )
 }
 

@@ -9,7 +9,7 @@ use crate::metrics::{Metrics, Timer};
 use crate::models;
 use crate::outgoing::{Outgoing, forwardable, without_foreign_kv};
 use crate::refusal::{Refusal, json};
-use baton_fleet::Fleet;
+use baton_fleet::{Fleet, Permit};
 use baton_http::{BodyError, Budget, Client, REQUEST_ID, ReadError, request_id};
 use baton_openai::facts::Facts;
 use baton_openai::{ApiError, ErrorKind};
@@ -176,7 +176,7 @@ impl Gateway {
         };
         outgoing.body = without_foreign_kv(body.clone(), &facts);
         let asked = self.asked(&body, &facts);
-        let permit = match &claim {
+        let mut permit = match &claim {
             Some((flow, claim)) => Some(flow.admit(claim, &asked.prompt, body.len()).await?),
             None => None,
         };
@@ -190,6 +190,7 @@ impl Gateway {
             outgoing,
             place,
             timer,
+            eviction: permit.as_mut().map(Permit::eviction).unwrap_or_default(),
             permit,
         };
         forward(self, journey, &asked).await

@@ -12,7 +12,7 @@ fn one_at_a_time() -> FlowControlConfig {
             max_concurrency: 1.0,
             max_token_concurrency: 1e6,
         },
-        objectives: [("urgent".to_owned(), 10)].into(),
+        objectives: [("urgent".to_owned(), 10), ("batch".to_owned(), -1)].into(),
         ..FlowControlConfig::default()
     }
 }
@@ -250,6 +250,63 @@ async fn a_stream_holds_its_place_until_its_end() {
     front.until_waiting(1).await;
     drop(stream);
     assert_eq!(waits.await.unwrap().0, 200);
+}
+
+const BATCH: (&str, &str) = ("x-llm-d-inference-objective", "batch");
+
+fn evicting() -> FlowControlConfig {
+    FlowControlConfig {
+        eviction: true,
+        ..one_at_a_time()
+    }
+}
+
+#[tokio::test]
+async fn what_runs_is_ended_for_what_waits_and_may_come_again() {
+    let server = Fake::new(Act::Hang).start().await;
+    let front = with_queue(&server, evicting()).await;
+    let batch = front.spawn("batch", &[BATCH]);
+    eventually(|| async { server.seen().len() == 1 }).await;
+    *server.fake.act.lock() = OK;
+    // Others of its kind do not end it.
+    let more = front.spawn("more", &[BATCH]);
+    front.until_waiting(1).await;
+    assert!(!batch.is_finished());
+    assert_eq!(front.spawn("chat", &[]).await.unwrap().0, 200);
+    let (status, reason, body) = batch.await.unwrap();
+    assert_eq!((status, reason.as_deref()), (429, Some("evicted")));
+    assert_eq!(error_of(&body)["type"], "TooManyRequestsError");
+    server.fake.given_up.notified().await;
+    assert_eq!(more.await.unwrap().0, 200);
+    assert_eq!(names(&server), ["batch", "chat", "more"]);
+}
+
+#[tokio::test]
+async fn a_stream_that_makes_room_ends_with_an_error() {
+    let server = Fake::new(Act::StreamThenHang).start().await;
+    let front = with_queue(&server, evicting()).await;
+    let stream = front.send("/v1/completions", &[BATCH], &prompt(1)).await;
+    *server.fake.act.lock() = OK;
+    assert_eq!(front.spawn("chat", &[]).await.unwrap().0, 200);
+    let (status, body) = text(stream).await;
+    assert_eq!(status, 200);
+    let (_, last) = body.split_once("\n\n").unwrap();
+    let error = last.strip_prefix("data: ").unwrap();
+    let (error, done) = error.split_once("\n\n").unwrap();
+    assert_eq!(error_of(error)["message"], "request evicted by flow control");
+    assert_eq!(done, "data: [DONE]\n\n");
+}
+
+#[tokio::test]
+async fn nothing_is_ended_where_that_was_not_asked_for() {
+    let server = Fake::new(Act::Hang).start().await;
+    let front = with_queue(&server, one_at_a_time()).await;
+    let batch = front.spawn("batch", &[BATCH]);
+    eventually(|| async { server.seen().len() == 1 }).await;
+    let chat = front.spawn("chat", &[]);
+    front.until_waiting(1).await;
+    // Whoever would be ended is ended as soon as somebody waits.
+    assert!(front.waiting().await == 1 && !batch.is_finished() && !chat.is_finished());
 }
 
 #[tokio::test]
