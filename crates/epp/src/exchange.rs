@@ -21,11 +21,12 @@ use base64::Engine as _;
 use baton_ext_proc::{
     Ended, Exchange, Refusal, Reply, RequestHead, ResponseBody, ResponseHead, Routed,
 };
-use baton_fleet::{Flight, Permit, Server};
+use baton_fleet::{Eviction, Flight, Permit, Server};
 use baton_http::Pieces;
 use baton_openai::facts::{Facts, Form, ScanError, Scanner, Span, json_string};
 use baton_scheduler::{Keys, Prompt};
 use bytes::Bytes;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -78,6 +79,8 @@ struct UnderWay {
     renamed: Option<(String, String)>,
     restore: Option<Restore>,
     tail: Tail,
+    /// When it is to make room for others.
+    eviction: Eviction,
     /// Dropped last: it wakes others, who look at what is counted.
     permit: Option<Permit>,
 }
@@ -254,6 +257,7 @@ impl Request {
             prompt: asked.prompt,
             restore: None,
             tail: Tail::default(),
+            eviction: permit.as_mut().map(Permit::eviction).unwrap_or_default(),
             permit,
         });
         Ok(routed)
@@ -296,6 +300,16 @@ impl Exchange for Request {
             self.account.refused(&self.epp.metrics, refusal);
         }
         Poll::Ready(decided)
+    }
+
+    fn poll_evicted(&mut self, cx: &mut Context<'_>) -> Poll<Refusal> {
+        let Some(under_way) = &mut self.under_way else {
+            return Poll::Pending;
+        };
+        ready!(Pin::new(&mut under_way.eviction).poll(cx));
+        let refusal = refusals::evicted();
+        self.account.evicted(&self.epp.metrics, &refusal);
+        Poll::Ready(refusal)
     }
 
     fn response_head(&mut self, head: &ResponseHead) -> Reply {

@@ -44,6 +44,22 @@ pub(crate) fn api(headers: &Headers) -> Api {
     }
 }
 
+/// Whether the client prefers (RFC 7240) what is called `wish`, among whatever else.
+pub(crate) fn prefers(headers: &Headers, wish: &str) -> bool {
+    let is_prefer = |name: &[u8]| name.eq_ignore_ascii_case(names::PREFER.as_bytes());
+    let mut said = headers.iter().filter(|(name, _)| is_prefer(name));
+    said.any(|(_, wishes)| names_wish(wishes, wish))
+}
+
+/// Whether a list of wishes, with commas between and parameters after semicolons, names this one.
+fn names_wish(wishes: &[u8], wish: &str) -> bool {
+    let name = |said: &[u8]| {
+        let end = said.iter().position(|b| *b == b';').unwrap_or(said.len());
+        said[..end].trim_ascii().eq_ignore_ascii_case(wish.as_bytes())
+    };
+    wishes.split(|b| *b == b',').any(name)
+}
+
 /// Whether `endpoint` is one of those that a test selects: addresses with or without ports, with commas between.
 pub(crate) fn selects(selection: &str, endpoint: SocketAddr) -> bool {
     let is_it = |text: &str| {
@@ -69,6 +85,20 @@ mod tests {
             ("", Api::Other),
         ] {
             assert_eq!(Api::of(path), api, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_wish_is_found_among_others_and_whatever_its_parameters() {
+        for (wishes, found) in [
+            ("if-available", true),
+            ("respond-async , IF-Available;x=1", true),
+            ("if-available=no", false),
+            ("if-available-soon", false),
+            ("wait=1; if-available", false),
+            ("", false),
+        ] {
+            assert_eq!(names_wish(wishes.as_bytes(), "if-available"), found, "{wishes}");
         }
     }
 

@@ -12,6 +12,10 @@ pub(crate) const PATHS: [&str; 3] = [":path", "x-original-path", "x-forwarded-pa
 /// The name that the model gets on its way to a server.
 pub(crate) const REWRITE: [&str; 2] =
     ["x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite"];
+/// What a client would like, after RFC 7240.
+pub(crate) const PREFER: &str = "prefer";
+/// To be answered only by a server that has some of the prompt.
+pub(crate) const IF_AVAILABLE: &str = "if-available";
 /// The endpoints that a test allows.
 pub(crate) const SELECTION: &str = "test-epp-endpoint-selection";
 /// The endpoint that answered, told to a test.

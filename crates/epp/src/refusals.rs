@@ -5,7 +5,7 @@ use baton_fleet::Fleet;
 use baton_openai::ApiError;
 use baton_openai::facts::ScanError;
 use baton_scheduler::Unschedulable;
-use baton_scheduler::flow::Outcome;
+use baton_scheduler::flow::{self, Outcome};
 use http::StatusCode;
 
 /// Most models that an error names.
@@ -39,9 +39,15 @@ pub(crate) fn not_admitted(_: Unschedulable) -> Refusal {
 
 /// The queue turned the request away.
 pub(crate) fn turned_away(outcome: Outcome) -> Refusal {
-    let Some(told) = outcome.refusal() else {
-        return broken();
-    };
+    outcome.refusal().map_or_else(broken, of_the_queue)
+}
+
+/// A request that runs has to make room for others.
+pub(crate) fn evicted() -> Refusal {
+    of_the_queue(flow::Refusal::EVICTED)
+}
+
+fn of_the_queue(told: flow::Refusal) -> Refusal {
     let status = StatusCode::from_u16(told.status);
     Refusal::new(
         status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
@@ -68,6 +74,7 @@ pub(crate) fn unschedulable(why: Unschedulable, model: Option<&str>, fleet: &Fle
         Unschedulable::Saturated => {
             Refusal::new(StatusCode::TOO_MANY_REQUESTS, why.to_string()).dropped(SATURATED)
         }
+        Unschedulable::NotCached => Refusal::new(StatusCode::PRECONDITION_FAILED, why.to_string()),
     }
 }
 

@@ -46,6 +46,7 @@ pub(crate) fn decide(epp: &Epp, ask: &Ask<'_>) -> Result<(Route, Routed), Unsche
         keys: ask.keys,
         multimodal: ask.multimodal,
         priority: ask.priority,
+        if_cached: ask.head.has_body && intent::prefers(headers, names::IF_AVAILABLE),
         ..Request::new(ask.prompt)
     };
     let explains = epp.decisions.is_some() || epp.emits_scores;

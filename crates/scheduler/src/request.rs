@@ -28,6 +28,8 @@ pub struct Request<'a> {
     pub multimodal: bool,
     /// How important it is; below 0 it may be refused when servers are busy.
     pub priority: i32,
+    /// Whether it is to go nowhere unless the server that answers has some of the prompt.
+    pub if_cached: bool,
     /// The time since any fixed moment, for what is remembered for a while.
     pub now: Duration,
 }
@@ -48,6 +50,7 @@ impl<'a> Request<'a> {
             session: None,
             multimodal: false,
             priority: 0,
+            if_cached: false,
             now: Duration::ZERO,
         }
     }
@@ -132,6 +135,9 @@ pub enum Unschedulable {
     /// The prompt had to go through a prefill server, and none can take it: 503.
     #[error("no prefill server can take the prompt now")]
     NoPrefill,
+    /// The server that would answer has nothing of the prompt, and that was asked for: 412.
+    #[error("no decode worker has the requested KV cache")]
+    NotCached,
 }
 
 /// Why a decision is what it is: one entry for each profile that ran.

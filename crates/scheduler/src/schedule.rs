@@ -150,13 +150,17 @@ impl Scheduler {
                 explain,
             },
         };
-        run.decide().map_err(|why| {
+        let decision = run.decide().map_err(|why| {
             if knows_nobody(fleet, request) {
                 Unschedulable::UnknownModel
             } else {
                 why
             }
-        })
+        })?;
+        if request.if_cached && decision.uncached_tokens >= request.prompt.tokens() {
+            return Err(Unschedulable::NotCached);
+        }
+        Ok(decision)
     }
 
     /// The server that the request's session is at.

@@ -5,11 +5,12 @@
 //! NAME ROLE [waiting N] [running N] [active N] [tokens N] [queued N] [kv F] [stale] [down] [label K=V] [loras a,b/c/MAX]
 //! has NAME TEXT*N                      the server has computed this prompt
 //! reports NAME TEXT*N [host]           it says so, of its device's or its host's memory
-//! ask TEXT*N [OPTION VALUE]... => d0 | d0 + p0 | d0, no prefill server | ... | busy | nobody
+//! ask TEXT*N [OPTION VALUE]... => d0 | d0 + p0 | d0, no prefill server | ... | busy | nobody | not cached
 //! why PROFILE NAME => SCORER VALUE, ... = TOTAL | dropped by FILTER
 //! ```
 //! ROLE is a label's value, or `-` for none. Every scorer's value is before its weight. `ask` remembers nothing unless it
-//! ends in `and sent`. Options: model, target, avoid, subset, selection (lists with commas), session, chat, multimodal, turn, at.
+//! ends in `and sent`. Options: model, target, avoid, subset, selection (lists with commas), session, chat, multimodal, if (`if
+//! cached`), turn, at.
 
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
@@ -111,6 +112,36 @@ fn the_second_generation_splits_what_is_not_cached() {
          ask story*655 => d1
          why decode d1 => prefix-cache-scorer 1, queue-scorer 0 = 2
          ask story*656 => d1 + p0",
+    );
+}
+
+#[test]
+fn what_is_wanted_only_if_it_is_cached_goes_where_some_of_it_is_or_nowhere() {
+    check(
+        PD_SECOND,
+        "d0 decode waiting 1
+         d1 decode waiting 2
+         p0 prefill
+         ask story*640 if cached => not cached
+         ask story*640 if cached and sent => not cached
+         ask story*640 => d0 + p0
+         has p0 story*640
+         ask story*640 if cached => not cached
+         has d1 story*640
+         ask story*640 if cached => d1
+         ask story*960 if cached => d1 + p0
+         ask story*63 if cached => not cached",
+    );
+    check(
+        PRECISE,
+        "a - waiting 1
+         b - waiting 0
+         has a story*1280
+         ask story*1280 if cached => not cached
+         reports a story*64
+         ask story*1280 if cached => not cached
+         reports a story*1280
+         ask story*1280 if cached => a",
     );
 }
 

@@ -149,6 +149,7 @@ impl World {
             Err(Unschedulable::NoneHealthy) => return "nobody".to_owned(),
             Err(Unschedulable::Saturated) => return "busy".to_owned(),
             Err(Unschedulable::NoPrefill) => return "no prefill".to_owned(),
+            Err(Unschedulable::NotCached) => return "not cached".to_owned(),
             Ok(d) => d,
         };
         let mut text = name(d.decode).to_owned();
@@ -189,6 +190,7 @@ impl World {
                 "session" => request.session_endpoint = Some(pair[1]),
                 "chat" => request.session = Some(self.hasher.session(pair[1])),
                 "multimodal" => request.multimodal = pair[1] == "yes",
+                "if" => request.if_cached = pair[1] == "cached",
                 "turn" => turn = pair[1].parse().unwrap(),
                 "at" => request.now = Duration::from_secs(pair[1].parse().unwrap()),
                 other => panic!("what is {other}?"),
