@@ -2,11 +2,10 @@
 
 use baton_ext_proc::Refusal;
 use baton_fleet::Fleet;
-use baton_openai::ApiError;
 use baton_openai::facts::ScanError;
+use baton_openai::{ApiError, ErrorKind};
 use baton_scheduler::Unschedulable;
 use baton_scheduler::flow::{self, Outcome};
-use http::StatusCode;
 
 /// Most models that an error names.
 const MAX_NAMED: usize = 16;
@@ -15,26 +14,18 @@ const NO_ENDPOINTS: &str = "rejected-no-endpoints";
 
 /// A field of the body is missing or wrong.
 pub(crate) fn field(name: &'static str, message: &'static str) -> Refusal {
-    Refusal {
-        param: Some(name.into()),
-        ..Refusal::new(StatusCode::BAD_REQUEST, message)
-    }
+    about(name, ErrorKind::BadRequest, message)
 }
 
 /// The body is not JSON, or no object.
 pub(crate) fn body(error: ScanError) -> Refusal {
-    let error = ApiError::from(error);
-    let status = StatusCode::from_u16(error.kind.status());
-    Refusal {
-        param: error.param.map(Into::into),
-        ..Refusal::new(status.unwrap_or(StatusCode::BAD_REQUEST), error.message)
-    }
+    ApiError::from(error).into()
 }
 
 /// The request is not let in. Upstream gives no reason here, as it has none; there is one.
 pub(crate) fn not_admitted(_: Unschedulable) -> Refusal {
     let message = "servers are busy, and this request may be refused then";
-    Refusal::new(StatusCode::TOO_MANY_REQUESTS, message).dropped(SATURATED)
+    Refusal::new(ErrorKind::TooManyRequests, message).dropped(SATURATED)
 }
 
 /// The queue turned the request away.
@@ -48,33 +39,24 @@ pub(crate) fn evicted() -> Refusal {
 }
 
 fn of_the_queue(told: flow::Refusal) -> Refusal {
-    let status = StatusCode::from_u16(told.status);
-    Refusal::new(
-        status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
-        told.message,
-    )
-    .dropped(told.dropped_reason)
+    Refusal::new(ErrorKind::of_status(told.status), told.message).dropped(told.dropped_reason)
 }
 
 /// The picker is at fault.
 pub(crate) fn broken() -> Refusal {
-    Refusal::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "the picker lost the request",
-    )
+    Refusal::new(ErrorKind::Internal, "the picker lost the request")
 }
 
 /// No server may answer.
 pub(crate) fn unschedulable(why: Unschedulable, model: Option<&str>, fleet: &Fleet) -> Refusal {
+    let of = |kind| Refusal::new(kind, why.to_string());
     match why {
         Unschedulable::UnknownModel => unknown_model(model.unwrap_or_default(), fleet),
         Unschedulable::NoneHealthy | Unschedulable::NoPrefill => {
-            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()).dropped(NO_ENDPOINTS)
+            of(ErrorKind::Unavailable).dropped(NO_ENDPOINTS)
         }
-        Unschedulable::Saturated => {
-            Refusal::new(StatusCode::TOO_MANY_REQUESTS, why.to_string()).dropped(SATURATED)
-        }
-        Unschedulable::NotCached => Refusal::new(StatusCode::PRECONDITION_FAILED, why.to_string()),
+        Unschedulable::Saturated => of(ErrorKind::TooManyRequests).dropped(SATURATED),
+        Unschedulable::NotCached => of(ErrorKind::PreconditionFailed),
     }
 }
 
@@ -82,15 +64,19 @@ pub(crate) fn unschedulable(why: Unschedulable, model: Option<&str>, fleet: &Fle
 fn unknown_model(model: &str, fleet: &Fleet) -> Refusal {
     let known = fleet.models(MAX_NAMED).join(", ");
     let message = format!("The model `{model}` does not exist. Valid aliases: {known}.");
-    Refusal {
-        param: Some("model".into()),
-        ..Refusal::new(StatusCode::NOT_FOUND, message)
-    }
+    about("model", ErrorKind::NotFound, message)
+}
+
+/// With the field at fault.
+fn about(field: &str, kind: ErrorKind, message: impl Into<String>) -> Refusal {
+    let error = ApiError::new(kind, message);
+    let param = Some(field.to_owned());
+    ApiError { param, ..error }.into()
 }
 
 /// Upstream's word for a refusal, in metrics.
 pub(crate) fn code(refusal: &Refusal) -> &'static str {
-    match refusal.status.as_u16() {
+    match refusal.status() {
         400 | 413 => "BadRequest",
         401 => "Unauthorized",
         403 => "Forbidden",

@@ -2,9 +2,8 @@
 
 use crate::outbox::set_header;
 use crate::proto::{HeaderMutation, HttpStatus, ImmediateResponse};
+use baton_openai::{ApiError, ErrorKind};
 use bytes::Bytes;
-use http::StatusCode;
-use std::borrow::Cow;
 
 /// Says why a request was dropped, in llm-d's words.
 const DROPPED: &str = "x-llm-d-request-dropped-reason";
@@ -12,12 +11,8 @@ const DROPPED: &str = "x-llm-d-request-dropped-reason";
 /// Why a request goes to no endpoint, and what its client is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Of the answer.
-    pub status: StatusCode,
-    /// For people.
-    pub message: Cow<'static, str>,
-    /// The field at fault, if it is one.
-    pub param: Option<Cow<'static, str>>,
+    /// What the client reads.
+    pub error: ApiError,
     /// After how many seconds the client may come again.
     pub retry_after: Option<u32>,
     /// llm-d's word for the reason, if it has one: `rejected-saturated` and the like.
@@ -25,20 +20,10 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// With what is usual for `status`: whoever is refused for want of room may come again after a second.
+    /// With what is usual for `kind`: whoever is refused for want of room may come again after a second.
     #[must_use]
-    pub fn new(status: StatusCode, message: impl Into<Cow<'static, str>>) -> Self {
-        let again = matches!(
-            status,
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-        );
-        Self {
-            status,
-            message: message.into(),
-            param: None,
-            retry_after: again.then_some(1),
-            dropped: None,
-        }
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        ApiError::new(kind, message).into()
     }
 
     /// The same, with llm-d's word for the reason.
@@ -48,51 +33,31 @@ impl Refusal {
         self
     }
 
+    /// The status of the answer.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        self.error.kind.status()
+    }
+
     /// There is no endpoint to choose, or the proxy allows none.
     #[must_use]
     pub fn no_endpoint() -> Self {
         let message = "no server can answer now";
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, message).dropped("rejected-no-endpoints")
+        Self::new(ErrorKind::Unavailable, message).dropped("rejected-no-endpoints")
     }
 
     pub(crate) fn overdue() -> Self {
-        let message = "no server was chosen in time";
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+        Self::new(ErrorKind::Unavailable, "no server was chosen in time")
     }
 
     pub(crate) fn too_large(limit: usize) -> Self {
         let message = format!("body is longer than {limit} bytes");
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+        Self::new(ErrorKind::PayloadTooLarge, message)
     }
 
     pub(crate) fn full() -> Self {
         let message = "too many requests in progress";
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, message).dropped("rejected-saturated")
-    }
-
-    fn kind(&self) -> &'static str {
-        match self.status {
-            StatusCode::BAD_REQUEST => "BadRequestError",
-            StatusCode::UNAUTHORIZED => "AuthenticationError",
-            StatusCode::FORBIDDEN => "PermissionDeniedError",
-            StatusCode::NOT_FOUND => "NotFoundError",
-            StatusCode::PRECONDITION_FAILED => "PreconditionFailedError",
-            StatusCode::PAYLOAD_TOO_LARGE => "PayloadTooLargeError",
-            StatusCode::TOO_MANY_REQUESTS => "TooManyRequestsError",
-            StatusCode::BAD_GATEWAY => "BadGatewayError",
-            StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailableError",
-            StatusCode::GATEWAY_TIMEOUT => "GatewayTimeoutError",
-            _ if self.status.is_client_error() => "BadRequestError",
-            _ => "InternalServerError",
-        }
-    }
-
-    /// The body of the answer.
-    fn body(&self) -> Bytes {
-        let error = serde_json::json!({
-            "message": self.message, "type": self.kind(), "param": self.param, "code": self.status.as_u16(),
-        });
-        serde_json::json!({ "error": error }).to_string().into()
+        Self::new(ErrorKind::Unavailable, message).dropped("rejected-saturated")
     }
 
     pub(crate) fn into_message(self) -> ImmediateResponse {
@@ -108,15 +73,26 @@ impl Refusal {
         }
         ImmediateResponse {
             status: Some(HttpStatus {
-                code: i32::from(self.status.as_u16()),
+                code: i32::from(self.status()),
             }),
             headers: Some(HeaderMutation {
                 set_headers,
                 remove_headers: Vec::new(),
             }),
-            body: self.body(),
+            body: serde_json::to_vec(&self.error).unwrap_or_default().into(),
             // The proxy's log shows it; blanks are not allowed there.
             details: Bytes::from_static(self.dropped.unwrap_or("picker_refused").as_bytes()),
+        }
+    }
+}
+
+impl From<ApiError> for Refusal {
+    fn from(error: ApiError) -> Self {
+        let again = matches!(error.kind.status(), 429 | 503);
+        Self {
+            error,
+            retry_after: again.then_some(1),
+            dropped: None,
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::peer;
 use crate::proto::{Answer, ProcessingResponse};
 use crate::*;
 use baton_http::{Http2Config, Pieces};
+use baton_openai::ErrorKind;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, Request, StatusCode};
 use http_body::Frame;
@@ -64,7 +65,7 @@ impl Exchange for Going {
         let Some(evicted) = &mut self.evicted else {
             return Poll::Pending;
         };
-        let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, "make room");
+        let refusal = Refusal::new(ErrorKind::TooManyRequests, "make room");
         evicted.as_mut().poll(cx).map(|()| refusal)
     }
 

@@ -1,7 +1,7 @@
 //! Answers that the gateway gives itself when no server can: OpenAI's error form, or vLLM's for unknown paths.
 
 use crate::front::ResponseBody;
-use baton_openai::ApiError;
+use baton_openai::{ApiError, ErrorKind};
 use baton_scheduler::flow;
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
@@ -33,40 +33,41 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
+    /// In OpenAI's form; nothing for what vLLM says in another.
+    fn error(&self) -> Option<ApiError> {
+        let (kind, message) = match self {
+            Self::Api(error) => return Some(error.clone()),
+            Self::ServersFailed => (
+                ErrorKind::BadGateway,
+                "the servers failed before the answer was complete",
+            ),
+            Self::NoServer => (ErrorKind::Unavailable, "no server can answer now"),
+            Self::Full => (ErrorKind::Unavailable, "too many requests in progress"),
+            Self::Queue(refusal) => (ErrorKind::of_status(refusal.status), refusal.message),
+            Self::Unauthorized | Self::NoSuchPath | Self::NoSuchMethod(_) => return None,
+        };
+        Some(ApiError::new(kind, message))
+    }
+
     fn status(&self) -> StatusCode {
         match self {
-            Self::Api(e) => {
-                StatusCode::from_u16(e.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
-            }
-            Self::ServersFailed => StatusCode::BAD_GATEWAY,
-            Self::NoServer | Self::Full => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Queue(r) => {
-                StatusCode::from_u16(r.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
-            }
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::NoSuchPath => StatusCode::NOT_FOUND,
             Self::NoSuchMethod(_) => StatusCode::METHOD_NOT_ALLOWED,
+            _ => {
+                let status = self.error().map(|error| error.kind.status());
+                let status = status.and_then(|status| StatusCode::from_u16(status).ok());
+                status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+            }
         }
     }
 
     fn body(&self) -> Bytes {
-        let envelope = |message: &str, kind: &str| {
-            let error = serde_json::json!({"message": message, "type": kind, "param": null, "code": self.status().as_u16()});
-            serde_json::json!({ "error": error }).to_string().into()
-        };
         match self {
-            Self::Api(e) => serde_json::to_vec(e).unwrap_or_default().into(),
-            Self::ServersFailed => envelope(
-                "the servers failed before the answer was complete",
-                "BadGatewayError",
-            ),
-            Self::NoServer => envelope("no server can answer now", "ServiceUnavailableError"),
-            Self::Full => envelope("too many requests in progress", "ServiceUnavailableError"),
-            Self::Queue(r) if r.status == 429 => envelope(r.message, "TooManyRequestsError"),
-            Self::Queue(r) => envelope(r.message, "ServiceUnavailableError"),
             Self::Unauthorized => Bytes::from_static(br#"{"error":"Unauthorized"}"#),
             Self::NoSuchPath => Bytes::from_static(br#"{"detail":"Not Found"}"#),
             Self::NoSuchMethod(_) => Bytes::from_static(br#"{"detail":"Method Not Allowed"}"#),
+            _ => serde_json::to_vec(&self.error()).unwrap_or_default().into(),
         }
     }
 

@@ -9,8 +9,14 @@ pub enum ErrorKind {
     Validation,
     /// The request has the right form and cannot be done.
     BadRequest,
+    /// The client does not say who it is.
+    Unauthorized,
+    /// The client may not do this.
+    Forbidden,
     /// The model is not served here.
     NotFound,
+    /// What the client made a condition does not hold.
+    PreconditionFailed,
     /// The body is larger than this server reads.
     PayloadTooLarge,
     /// The client may come again: the queue is full.
@@ -23,6 +29,10 @@ pub enum ErrorKind {
     KvExportBusy,
     /// Our fault.
     Internal,
+    /// The fault of a server behind this one.
+    BadGateway,
+    /// A server behind this one did not answer in time.
+    GatewayTimeout,
 }
 
 impl ErrorKind {
@@ -31,11 +41,34 @@ impl ErrorKind {
     pub const fn status(self) -> u16 {
         match self {
             Self::Validation | Self::BadRequest => 400,
+            Self::Unauthorized => 401,
+            Self::Forbidden => 403,
             Self::NotFound => 404,
+            Self::PreconditionFailed => 412,
             Self::PayloadTooLarge => 413,
             Self::TooManyRequests => 429,
             Self::Unavailable | Self::KvTransferFailed | Self::KvExportBusy => 503,
             Self::Internal => 500,
+            Self::BadGateway => 502,
+            Self::GatewayTimeout => 504,
+        }
+    }
+
+    /// The plainest kind with this status; for statuses that none has, whose fault it is.
+    #[must_use]
+    pub const fn of_status(status: u16) -> Self {
+        match status {
+            401 => Self::Unauthorized,
+            403 => Self::Forbidden,
+            404 => Self::NotFound,
+            412 => Self::PreconditionFailed,
+            413 => Self::PayloadTooLarge,
+            429 => Self::TooManyRequests,
+            502 => Self::BadGateway,
+            503 => Self::Unavailable,
+            504 => Self::GatewayTimeout,
+            400..500 => Self::BadRequest,
+            _ => Self::Internal,
         }
     }
 
@@ -45,13 +78,18 @@ impl ErrorKind {
         match self {
             Self::Validation => "Bad Request",
             Self::BadRequest => "BadRequestError",
+            Self::Unauthorized => "AuthenticationError",
+            Self::Forbidden => "PermissionDeniedError",
             Self::NotFound => "NotFoundError",
+            Self::PreconditionFailed => "PreconditionFailedError",
             Self::PayloadTooLarge => "PayloadTooLargeError",
             Self::TooManyRequests => "TooManyRequestsError",
             Self::Unavailable => "ServiceUnavailableError",
             Self::KvTransferFailed => "kv_transfer_failed",
             Self::KvExportBusy => "kv_export_busy",
             Self::Internal => "InternalServerError",
+            Self::BadGateway => "BadGatewayError",
+            Self::GatewayTimeout => "GatewayTimeoutError",
         }
     }
 }
@@ -128,6 +166,15 @@ impl Serialize for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_status_has_a_kind_of_that_status_or_one_of_its_class() {
+        for status in [400, 401, 403, 404, 412, 413, 429, 500, 502, 503, 504] {
+            assert_eq!(ErrorKind::of_status(status).status(), status);
+        }
+        assert_eq!(ErrorKind::of_status(418), ErrorKind::BadRequest);
+        assert_eq!(ErrorKind::of_status(507), ErrorKind::Internal);
+    }
 
     #[test]
     fn the_envelope_has_four_keys_in_vllms_order() {

@@ -11,7 +11,7 @@ use crate::peer;
 use crate::picker::Destination;
 use crate::proto::{ImmediateResponse, OVERWRITE, ProcessingResponse, ProtocolConfiguration};
 use baton_http::Budget;
-use http::StatusCode;
+use baton_openai::ErrorKind;
 use parking_lot::Mutex;
 use prost::Message as _;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ impl Picker for Scripted {
             self.told.lock().push(format!("subset of {}", subset.len()));
         }
         let says = |name: &str| head.headers.text(name);
-        let bad = || Refusal::new(StatusCode::BAD_REQUEST, "no");
+        let bad = || Refusal::new(ErrorKind::BadRequest, "no");
         if says("begin") == Some("refuse") {
             return Err(bad());
         }
@@ -103,7 +103,7 @@ impl Exchange for Script {
     }
 
     fn poll_evicted(&mut self, _: &mut Context<'_>) -> Poll<Refusal> {
-        Poll::Ready(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "make room"))
+        Poll::Ready(Refusal::new(ErrorKind::TooManyRequests, "make room"))
     }
 
     fn response_head(&mut self, head: &ResponseHead) -> Reply {
