@@ -70,29 +70,71 @@ pub async fn serve<S, B>(
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let (max, grace, stop) = (config.max_connections, config.grace, shutdown.clone());
-    let connection = move |stream, peer: Peer| {
+    let (accepting, builder, stop) = (Accepting::of(&config), builder(&config), shutdown.clone());
+    let serve = move |stream, peer: Peer| {
         let service = service.clone();
         let service = service_fn(move |mut req: Request<Incoming>| {
             req.extensions_mut().insert(peer);
             service.call(req)
         });
-        accepted(stream, service, config.clone(), stop.clone())
+        connection(stream, service, builder.clone(), stop.clone())
     };
-    connections(listener, max, grace, shutdown, connection).await;
+    connections(listener, accepting, shutdown, serve).await;
 }
 
-/// Runs `connection` for every client until `shutdown`, for at most `max` at a time; the grace begins then.
+/// A connection, in TLS or not.
+#[cfg(feature = "tls")]
+pub(crate) type Wire = tokio_util::either::Either<TcpStream, crate::tls::Secured>;
+/// A connection.
+#[cfg(not(feature = "tls"))]
+pub(crate) type Wire = TcpStream;
+
+/// How connections are taken, whatever is spoken on them.
+#[derive(Clone)]
+pub(crate) struct Accepting {
+    pub(crate) most: usize,
+    pub(crate) grace: Duration,
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Option<crate::Identity>,
+}
+
+impl Accepting {
+    fn of(config: &ServeConfig) -> Self {
+        Self {
+            most: config.max_connections,
+            grace: config.grace,
+            #[cfg(feature = "tls")]
+            tls: config.tls.clone(),
+        }
+    }
+
+    /// The connection, once both sides know how they speak; nothing if they do not agree.
+    #[cfg(feature = "tls")]
+    async fn agreed(&self, stream: TcpStream) -> Option<Wire> {
+        let Some(identity) = &self.tls else {
+            return Some(Wire::Left(stream));
+        };
+        let secured = identity.accept(stream).await;
+        let secured = secured.inspect_err(|error| tracing::debug!(%error, "no TLS"));
+        Some(Wire::Right(secured.ok()?))
+    }
+
+    #[cfg(not(feature = "tls"))]
+    async fn agreed(&self, stream: TcpStream) -> Option<Wire> {
+        Some(stream)
+    }
+}
+
+/// Runs `serve` for every client until `shutdown`, for as many at a time as there are places; the grace begins then.
 pub(crate) async fn connections<F>(
     listener: TcpListener,
-    max: usize,
-    grace: Duration,
+    accepting: Accepting,
     shutdown: CancellationToken,
-    connection: impl Fn(TcpStream, Peer) -> F,
+    serve: impl Fn(Wire, Peer) -> F + Clone + Send + 'static,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(max));
+    let places = Arc::new(Semaphore::new(accepting.most));
     let mut connections = JoinSet::new();
     loop {
         let (stream, peer, place) = tokio::select! {
@@ -101,15 +143,17 @@ pub(crate) async fn connections<F>(
             accepted = accept(&listener, &places) => accepted,
             Some(_) = connections.join_next() => continue,
         };
-        let connection = connection(stream, peer);
+        let (accepting, serve) = (accepting.clone(), serve.clone());
         connections.spawn(async move {
-            connection.await;
+            if let Some(wire) = accepting.agreed(stream).await {
+                serve(wire, peer).await;
+            }
             drop(place);
         });
     }
     // Closing the listener now sends new clients elsewhere while the old ones are served.
     drop(listener);
-    drain(connections, grace).await;
+    drain(connections, accepting.grace).await;
 }
 
 /// The next connection, once there is a place for it. Cancel safe.
@@ -152,29 +196,6 @@ fn builder(config: &ServeConfig) -> http1::Builder {
         // hyper insists on 8 KiB.
         .max_buf_size(config.max_head_bytes.max(8 << 10));
     builder
-}
-
-async fn accepted<S, B>(
-    stream: TcpStream,
-    service: S,
-    config: ServeConfig,
-    shutdown: CancellationToken,
-) where
-    S: Service<Request<Incoming>, Response = Response<B>>,
-    S::Error: Into<BoxError>,
-    B: Body + 'static,
-    B::Error: Into<BoxError>,
-{
-    let builder = builder(&config);
-    #[cfg(feature = "tls")]
-    if let Some(identity) = config.tls {
-        match identity.accept(stream).await {
-            Ok(stream) => connection(stream, service, builder, shutdown).await,
-            Err(error) => tracing::debug!(%error, "no TLS"),
-        }
-        return;
-    }
-    connection(stream, service, builder, shutdown).await;
 }
 
 async fn connection<T, S, B>(

@@ -1,7 +1,7 @@
 //! Serving HTTP/2, with prior knowledge or over TLS: what a gRPC service stands on.
 
 use crate::gathered::{Outlet, gathered};
-use crate::serve::connections;
+use crate::serve::{Accepting, connections};
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -84,9 +84,15 @@ pub async fn serve_h2<S, B>(
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let (max, grace, stop) = (config.max_connections, config.grace, shutdown.clone());
-    let accepted = move |stream, _| accepted(stream, service.clone(), config.clone(), stop.clone());
-    connections(listener, max, grace, shutdown, accepted).await;
+    let accepting = Accepting {
+        most: config.max_connections,
+        grace: config.grace,
+        #[cfg(feature = "tls")]
+        tls: config.tls.clone(),
+    };
+    let (builder, stop) = (builder(&config), shutdown.clone());
+    let serve = move |stream, _| connection(stream, service.clone(), builder.clone(), stop.clone());
+    connections(listener, accepting, shutdown, serve).await;
 }
 
 fn builder(config: &Http2Config) -> http2::Builder<TokioExecutor> {
@@ -104,31 +110,6 @@ fn builder(config: &Http2Config) -> http2::Builder<TokioExecutor> {
         .keep_alive_interval(config.ping_after)
         .keep_alive_timeout(config.ping_timeout);
     builder
-}
-
-async fn accepted<S, B>(
-    stream: TcpStream,
-    service: S,
-    config: Http2Config,
-    shutdown: CancellationToken,
-) where
-    S: Service<Request<Incoming>, Response = Response<B>>,
-    S::Future: Send + 'static,
-    S::Error: Into<BoxError>,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BoxError>,
-{
-    let builder = builder(&config);
-    #[cfg(feature = "tls")]
-    if let Some(identity) = config.tls {
-        match identity.accept(stream).await {
-            Ok(stream) => connection(stream, service, builder, shutdown).await,
-            Err(error) => tracing::debug!(%error, "no TLS"),
-        }
-        return;
-    }
-    connection(stream, service, builder, shutdown).await;
 }
 
 async fn connection<T, S, B>(

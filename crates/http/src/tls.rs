@@ -113,14 +113,14 @@ impl Identity {
         Ok(())
     }
 
-    pub(crate) async fn accept(
-        &self,
-        stream: TcpStream,
-    ) -> io::Result<server::TlsStream<TcpStream>> {
+    pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<Secured> {
         let acceptor = TlsAcceptor::from(self.config.load_full());
         tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await?
     }
 }
+
+/// A client's connection after the handshake.
+pub(crate) type Secured = server::TlsStream<TcpStream>;
 
 fn parse(chain: &[u8], key: &[u8], inside: &[u8]) -> Result<ServerConfig, TlsError> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(chain).collect::<Result<_, _>>()?;
