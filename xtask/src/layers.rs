@@ -15,6 +15,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("baton-text", 1),
     ("baton-engine", 1),
     ("baton-scheduler", 1),
+    ("baton-metrics", 1),
     ("baton-pjrt", 2),
     ("baton-checkpoint", 2),
     ("baton-runner", 2),

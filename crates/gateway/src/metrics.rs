@@ -1,11 +1,11 @@
 //! The gateway's own metrics. All names and help texts are here; label values are bounded.
 
-use baton_fleet::{Admission, Fleet, FlowMetrics, registered};
+use baton_fleet::{Admission, Fleet, FlowMetrics};
+use baton_metrics::registered;
 use baton_scheduler::{Health, Prefill};
 use http::StatusCode;
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 use std::sync::Arc;
 use std::time::Instant;
@@ -163,9 +163,9 @@ impl Metrics {
     }
 
     /// Everything as Prometheus text.
-    pub(crate) fn render(&self, fleet: &Fleet, gate: Option<&Admission>) -> Vec<u8> {
+    pub(crate) fn render(&self, fleet: &Fleet, gate: Option<&Admission>) -> String {
         if let (Some(flow), Some(gate)) = (&self.flow, gate) {
-            flow.refresh(gate);
+            flow.refresh(gate, fleet);
         }
         self.endpoints.reset();
         for server in fleet.servers().iter() {
@@ -178,11 +178,7 @@ impl Metrics {
                 .with_label_values(&[server.role.name(), health])
                 .inc();
         }
-        let mut text = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
-            tracing::error!(%error, "metrics cannot be written");
-        }
-        text
+        baton_metrics::text(&self.registry.gather())
     }
 }
 

@@ -6,10 +6,11 @@ pub(crate) mod events;
 mod kv;
 
 use baton_kv_transfer::{ClientStats, ServerStats};
+use baton_metrics::registered;
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
-    Registry, TextEncoder,
+    Registry,
 };
 
 pub(crate) use kv::{KvSeries, Spent};
@@ -179,10 +180,7 @@ impl Metrics {
         client: Option<&ClientStats>,
     ) -> String {
         self.kv.refresh(server);
-        let mut text = String::new();
-        if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
-            tracing::warn!(%error, "metrics cannot be written");
-        }
+        let mut text = baton_metrics::text(&self.registry.gather());
         kv::write(&mut text, server, client);
         text
     }
@@ -265,11 +263,7 @@ impl Series {
     }
 
     fn register<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
-        let series = made.expect("names, labels and buckets are valid");
-        self.registry
-            .register(Box::new(series.clone()))
-            .expect("names are distinct");
-        series
+        registered(&self.registry, made)
     }
 
     fn counter(&self, name: &str, help: &str) -> IntCounter {

@@ -2,11 +2,9 @@
 
 use crate::fallback::Failure;
 use crate::route::Route;
+use baton_metrics::registered;
 use http::StatusCode;
-use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder, core::Collector,
-};
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
 use std::time::Instant;
 
 /// Seconds; up to the ten minutes that a long generation takes.
@@ -147,12 +145,8 @@ impl Metrics {
     }
 
     /// Everything as Prometheus text.
-    pub(crate) fn render(&self) -> Vec<u8> {
-        let mut text = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
-            tracing::error!(%error, "metrics cannot be written");
-        }
-        text
+    pub(crate) fn render(&self) -> String {
+        baton_metrics::text(&self.registry.gather())
     }
 }
 
@@ -166,15 +160,4 @@ fn histogram(name: &str, help: &str) -> HistogramOpts {
 
 fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
     registered(registry, IntCounterVec::new(Opts::new(name, help), labels))
-}
-
-fn registered<C: Collector + Clone + 'static>(
-    registry: &Registry,
-    collector: prometheus::Result<C>,
-) -> C {
-    let collector = collector.expect("names are constants and valid");
-    registry
-        .register(Box::new(collector.clone()))
-        .expect("names are unique");
-    collector
 }
