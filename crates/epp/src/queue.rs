@@ -44,7 +44,7 @@ impl Queue {
         let (fleet, detector) = (fleet.clone(), config.detector);
         let around = Surroundings {
             room: Box::new(move || fleet.room(&detector, Gauge::Slots)),
-            seen: Box::new(move |seen| metrics.seen(seen)),
+            witness: metrics,
         };
         Self {
             gate: Admission::new(config.queue.clone(), around),

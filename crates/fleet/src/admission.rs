@@ -36,13 +36,27 @@ pub struct Seen<'a> {
     pub waited: Duration,
 }
 
-/// Tells how much room servers have, and is told what becomes of requests. Both are called with the queue locked: they
+/// Tells how much room servers have, and hears what becomes of requests. Both are called with the queue locked: they
 /// must not come back here.
 pub struct Surroundings {
     /// How much room servers have now.
     pub room: Box<dyn Fn() -> Room + Send + Sync>,
-    /// Notes what became of a request.
-    pub seen: Box<dyn Fn(&Seen<'_>) + Send + Sync>,
+    /// Who hears of it.
+    pub witness: Arc<dyn Witness>,
+}
+
+/// Hears what happens at the gate. Nothing of it has to be noted.
+pub trait Witness: Send + Sync {
+    /// A request came, and it took so long to take it in, or not to.
+    fn came(&self, _flow: &str, _priority: i32, _refused: Option<Outcome>, _took: Duration) {}
+    /// A request left.
+    fn left(&self, _: &Seen<'_>) {}
+    /// It took so long to see who may go.
+    fn turned(&self, _took: Duration) {}
+    /// A request that runs was told to make room for those of `priority`.
+    fn revoked(&self, _priority: i32) {}
+    /// It has ended, so long after.
+    fn made_room(&self, _after: Duration) {}
 }
 
 type Answer = Result<Permit, Outcome>;
@@ -108,7 +122,8 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.placed();
         if let Some(running) = self.running.take() {
-            self.gate.inner.lock().over(&running);
+            let (mut inner, now) = self.gate.locked();
+            self.gate.over(&mut inner, now, &running);
         }
         self.gate.changed();
     }
@@ -133,12 +148,6 @@ impl Future for Eviction {
 }
 
 impl Inner {
-    /// A request that was let go has ended.
-    fn over(&mut self, running: &Running) {
-        self.queue.finished(running);
-        self.running.remove(&running.id());
-    }
-
     /// How a request that is let go will hear that it is to end.
     fn eviction(&mut self, running: Option<&Running>) -> Eviction {
         let Some(running) = running.filter(|r| r.is_sheddable()) else {
@@ -147,16 +156,6 @@ impl Inner {
         let (sender, receiver) = oneshot::channel();
         self.running.insert(running.id(), sender);
         Eviction(Some(receiver))
-    }
-
-    /// Tells those to end that have to make room.
-    fn give_up(&mut self, now: Duration) {
-        for victim in self.queue.give_up(now) {
-            if let Some(told) = self.running.remove(&victim.id()) {
-                // Who does not listen any more is about to end anyway.
-                told.send(()).ok();
-            }
-        }
     }
 }
 
@@ -201,18 +200,10 @@ impl Admission {
         let (sender, receiver) = oneshot::channel();
         let mut waiting = {
             let (mut inner, now) = self.locked();
-            let handle = match inner.queue.enqueue(now, arrival, sender) {
-                Ok(handle) => handle,
-                Err(refused) => {
-                    (self.around.seen)(&Seen {
-                        outcome: refused.outcome,
-                        flow: arrival.flow,
-                        priority: arrival.priority,
-                        waited: Duration::ZERO,
-                    });
-                    return Err(refused.outcome);
-                }
-            };
+            let entered = inner.queue.enqueue(now, arrival, sender);
+            let refused = entered.as_ref().err().map(|refused| refused.outcome);
+            self.note_arrival(arrival, refused, self.began.elapsed().saturating_sub(now));
+            let handle = entered.map_err(|refused| refused.outcome)?;
             self.turn(&mut inner, now);
             if !inner.queue.is_empty() {
                 // Its deadline may be the first one; and there may be news since.
@@ -239,7 +230,7 @@ impl Admission {
     pub fn close(self: &Arc<Self>) {
         let (mut inner, now) = self.locked();
         while let Some(left) = inner.queue.drain(now) {
-            self.answer(&mut inner, left);
+            self.answer(&mut inner, now, left);
         }
     }
 
@@ -292,16 +283,43 @@ impl Admission {
             inner.queue.set_room(now, (self.around.room)());
         }
         while let Some(left) = inner.queue.expire(now) {
-            self.answer(inner, left);
+            self.answer(inner, now, left);
         }
         while let Some(went) = inner.queue.dispatch(now) {
-            self.answer(inner, went);
+            self.answer(inner, now, went);
         }
-        inner.give_up(now);
+        self.give_up(inner, now);
         self.crowded.store(!inner.queue.is_empty(), SeqCst);
+        self.around
+            .witness
+            .turned(self.began.elapsed().saturating_sub(now));
     }
 
-    fn answer(self: &Arc<Self>, inner: &mut Inner, left: Departure<oneshot::Sender<Answer>>) {
+    /// Tells those to end that have to make room.
+    fn give_up(&self, inner: &mut Inner, now: Duration) {
+        for (victim, priority) in inner.queue.give_up(now) {
+            self.around.witness.revoked(priority);
+            if let Some(told) = inner.running.remove(&victim.id()) {
+                // Who does not listen any more is about to end anyway.
+                told.send(()).ok();
+            }
+        }
+    }
+
+    /// A request that was let go has ended.
+    fn over(&self, inner: &mut Inner, now: Duration, running: &Running) {
+        inner.running.remove(&running.id());
+        let told = inner.queue.finished(now, running);
+        told.into_iter()
+            .for_each(|after| self.around.witness.made_room(after));
+    }
+
+    fn answer(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        now: Duration,
+        left: Departure<oneshot::Sender<Answer>>,
+    ) {
         self.note(&left);
         if left.outcome != Outcome::Dispatched {
             // Who does not listen any more need not be told.
@@ -318,17 +336,30 @@ impl Admission {
             // Dropping it as it is would lock the queue once more.
             let (grant, running) = (unused.grant.take(), unused.running.take());
             grant.into_iter().for_each(|g| inner.queue.placed(g));
-            running.into_iter().for_each(|r| inner.over(&r));
+            running.into_iter().for_each(|r| self.over(inner, now, &r));
         }
     }
 
     fn note<T>(&self, left: &Departure<T>) {
-        (self.around.seen)(&Seen {
+        self.around.witness.left(&Seen {
             outcome: left.outcome,
             flow: &left.flow,
             priority: left.priority,
             waited: left.waited,
         });
+    }
+
+    fn note_arrival(&self, arrival: &Arrival<'_>, refused: Option<Outcome>, took: Duration) {
+        let (flow, priority) = (arrival.flow, arrival.priority);
+        self.around.witness.came(flow, priority, refused, took);
+        if let Some(outcome) = refused {
+            self.around.witness.left(&Seen {
+                outcome,
+                flow,
+                priority,
+                waited: Duration::ZERO,
+            });
+        }
     }
 }
 
@@ -343,20 +374,34 @@ mod tests {
     struct Server {
         places: AtomicU32,
         outcomes: Mutex<Vec<(Outcome, String)>>,
+        evictions: Mutex<Vec<String>>,
+    }
+
+    impl Witness for Server {
+        fn left(&self, seen: &Seen<'_>) {
+            let flow = seen.flow.to_owned();
+            self.outcomes.lock().push((seen.outcome, flow));
+        }
+
+        fn revoked(&self, priority: i32) {
+            self.evictions.lock().push(format!("for {priority}"));
+        }
+
+        fn made_room(&self, after: Duration) {
+            self.evictions.lock().push(format!("after {after:?}"));
+        }
     }
 
     fn gate(places: u32, config: FlowConfig) -> (Arc<Admission>, Arc<Server>) {
         let server = Arc::new(Server {
             places: AtomicU32::new(places),
             outcomes: Mutex::default(),
+            evictions: Mutex::default(),
         });
-        let (free, told) = (server.clone(), server.clone());
+        let free = server.clone();
         let around = Surroundings {
             room: Box::new(move || Room::of_slots(free.places.load(Relaxed), None)),
-            seen: Box::new(move |seen| {
-                let flow = seen.flow.to_owned();
-                told.outcomes.lock().push((seen.outcome, flow));
-            }),
+            witness: server.clone(),
         };
         let gate = Admission::new(config, around);
         tokio::spawn(gate.clone().run());
@@ -367,11 +412,7 @@ mod tests {
         send_at(gate, flow, 0)
     }
 
-    fn send_at(
-        gate: &Arc<Admission>,
-        flow: &'static str,
-        priority: i32,
-    ) -> JoinHandle<Answer> {
+    fn send_at(gate: &Arc<Admission>, flow: &'static str, priority: i32) -> JoinHandle<Answer> {
         let gate = gate.clone();
         tokio::spawn(async move {
             let arrival = Arrival {
@@ -498,6 +539,8 @@ mod tests {
         drop(batch);
         let mut chat = chat.await.unwrap().unwrap();
         // It is not sheddable itself, whoever waits.
+        let evictions = server.evictions.lock().join(" ");
+        assert!(evictions.starts_with("for 0 after 1"), "{evictions}");
         let urgent = send_at(&gate, "urgent", 9);
         assert!(is_pending(&mut chat.eviction()).await);
         assert!(!urgent.is_finished() && gate.inner.lock().running.is_empty());

@@ -39,6 +39,8 @@ pub struct Fleet {
     hasher: ArcSwap<PromptHasher>,
     token_hasher: TokenHasher,
     deciding: Mutex<Deciding>,
+    /// Looks at servers' metrics that failed.
+    failed_looks: AtomicU64,
     began: Instant,
 }
 
@@ -102,6 +104,7 @@ impl Fleet {
                 // Some pickers draw by it.
                 turn: key,
             }),
+            failed_looks: AtomicU64::new(0),
             began: Instant::now(),
         }
     }
@@ -246,6 +249,23 @@ impl Fleet {
             scheduler.set_cache_size(server.id, blocks);
         }
         self.news.send_replace(());
+    }
+
+    /// A look at a server's metrics failed.
+    pub(crate) fn look_failed(&self) {
+        self.failed_looks.fetch_add(1, Release);
+    }
+
+    /// Looks at servers' metrics that failed, of all there were.
+    #[must_use]
+    pub fn failed_looks(&self) -> u64 {
+        self.failed_looks.load(Acquire)
+    }
+
+    /// Blocks of prompts that servers are taken to have by what was sent to them, over all of them.
+    #[must_use]
+    pub fn cached_blocks(&self) -> usize {
+        self.deciding.lock().scheduler.cached_blocks()
     }
 
     /// Notes how `server` is.
@@ -429,6 +449,15 @@ impl Fleet {
     #[must_use]
     pub fn news(&self) -> watch::Receiver<()> {
         self.news.subscribe()
+    }
+
+    /// Healthy servers whose metrics are too old to count on: each is taken for full.
+    #[must_use]
+    pub fn stale(&self) -> usize {
+        let mut deciding = self.deciding.lock();
+        deciding.refresh(self, self.now());
+        let is_stale = |e: &&Endpoint| e.health == Health::Healthy && !e.load.fresh;
+        deciding.snapshot.iter().filter(is_stale).count()
     }
 
     /// All servers, as a decision would see them now.

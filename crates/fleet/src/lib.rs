@@ -20,11 +20,11 @@ mod probe;
 mod pulse;
 mod server;
 
-pub use admission::{Admission, Eviction, Permit, Queue, Seen, Surroundings};
+pub use admission::{Admission, Eviction, Permit, Queue, Seen, Surroundings, Witness};
 pub use discovery::{BoxError, EndpointsFile, FileError, MAX_FILE_BYTES, parse as parse_file};
 pub use endpoint::{Address, AddressError, EndpointSpec, Labels, ROLE_LABEL};
 pub use exposition::{Reader, Scraped, Wanted, adapters};
 pub use fleet::{Fleet, ListError, MAX_ENDPOINTS, Route, Servers};
-pub use flow_metrics::{FlowMetrics, registered};
+pub use flow_metrics::FlowMetrics;
 pub use probe::{Probing, ProbingError, watch};
 pub use server::{Flight, Server};

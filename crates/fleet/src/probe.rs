@@ -226,6 +226,9 @@ impl Probe {
             let in_flight_then = self.server.in_flight();
             let finding = self.look(servers).await;
             let verdict = self.pulse.judge(&finding, servers);
+            if !matches!(&finding, Finding::Up(look) if look.took > Duration::ZERO) {
+                self.shared.fleet.look_failed();
+            }
             if let Finding::Up(look) = finding {
                 self.learn_models().await;
                 if look.took > Duration::ZERO {

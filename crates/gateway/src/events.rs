@@ -301,8 +301,11 @@ mod tests {
             }
         }
         let (tx, rx) = tokio::sync::oneshot::channel::<()>();
-        let silence: Silence = Box::pin(async { drop(rx.await) });
-        let mut body = Events::new(Never, silence, Ending::Done, ());
+        let cut: Cutting = Box::pin(async {
+            drop(rx.await);
+            Cut::Silent
+        });
+        let mut body = Events::new(Never, cut, Ending::Done, ());
         drop(tx);
         let last = body.frame().await.unwrap().unwrap().into_data().unwrap();
         assert!(last.ends_with(b"data: [DONE]\n\n") && body.frame().await.is_none());

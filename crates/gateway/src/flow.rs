@@ -230,7 +230,7 @@ impl Flow {
         let fleet = fleet.clone();
         let around = Surroundings {
             room: Box::new(move || fleet.room(&plan.detector, plan.gauge)),
-            seen: Box::new(move |seen| metrics.seen(seen)),
+            witness: metrics,
         };
         Ok(Self {
             gate: Admission::new(plan.queue, around),

@@ -230,10 +230,7 @@ fn stream(
         }
     });
     let guard = (journey.place, flight, journey.timer, journey.permit);
-    Response::from_parts(
-        parts,
-        Either::Right(Events::new(body, cut, ending, guard)),
-    )
+    Response::from_parts(parts, Either::Right(Events::new(body, cut, ending, guard)))
 }
 
 /// As vLLM says it.

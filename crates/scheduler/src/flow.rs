@@ -24,7 +24,7 @@ mod room;
 mod slab;
 
 pub use config::{BandConfig, Fairness, FlowConfig, Ordering};
-pub use evict::Running;
+pub use evict::{EVICTION_PATIENCE, Running};
 pub use outcome::{Outcome, Refusal};
 pub use room::{Gauge, Need, Room};
 pub use slab::Handle;
@@ -329,18 +329,21 @@ impl<T> FlowControl<T> {
         Some(departure)
     }
 
-    /// A request that was let go is over.
-    pub fn finished(&mut self, running: &Running) {
-        self.evictor.ended(running);
+    /// A request that was let go is over. Returns how long ago it was told to end, if it was.
+    pub fn finished(&mut self, now: Duration, running: &Running) -> Option<Duration> {
+        self.evictor.ended(now, running)
     }
 
-    /// Who of those that run is to be ended, for requests of higher priority that wait although their time has come.
-    /// Nobody is named twice; whoever is named is over when [`finished`](Self::finished) says so.
-    pub fn give_up(&mut self, now: Duration) -> impl Iterator<Item = Running> + use<T> {
+    /// Who of those that run is to be ended, and the priority of those who wait although their time has come, for whom
+    /// that is. Nobody is named twice; whoever is named is over when [`finished`](Self::finished) says so.
+    pub fn give_up(&mut self, now: Duration) -> impl Iterator<Item = (Running, i32)> + use<T> {
         let levels = (self.room.decode(), self.config.ceiling);
         let could = !self.evictor.is_empty() && !self.room.has_no_servers();
         let blocked = could.then(|| self.blocked()).flatten();
-        let victims = blocked.map(|priority| self.evictor.victims(now, priority, levels));
+        let victims = blocked.map(|priority| {
+            let victims = self.evictor.victims(now, priority, levels);
+            victims.map(move |running| (running, priority))
+        });
         victims.into_iter().flatten()
     }
 

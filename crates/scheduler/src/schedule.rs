@@ -243,6 +243,12 @@ impl Scheduler {
         }
     }
 
+    /// Blocks that servers are taken to have by what was sent to them, over all servers.
+    #[must_use]
+    pub fn cached_blocks(&self) -> usize {
+        self.index.held()
+    }
+
     /// How busy the fleet is.
     #[must_use]
     pub fn saturation(&self, fleet: &[Endpoint]) -> Saturation {

@@ -293,7 +293,10 @@ async fn a_stream_that_makes_room_ends_with_an_error() {
     let (_, last) = body.split_once("\n\n").unwrap();
     let error = last.strip_prefix("data: ").unwrap();
     let (error, done) = error.split_once("\n\n").unwrap();
-    assert_eq!(error_of(error)["message"], "request evicted by flow control");
+    assert_eq!(
+        error_of(error)["message"],
+        "request evicted by flow control"
+    );
     assert_eq!(done, "data: [DONE]\n\n");
 }
 

@@ -13,7 +13,7 @@ const AT_ONCE: usize = 2;
 /// Least time between two decisions.
 const GRACE: Duration = Duration::from_millis(500);
 /// How long the end of a request is waited for before others are given up.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const EVICTION_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A request that was let go and has not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,8 +51,8 @@ pub(super) struct Evictor {
     /// Requests that run, those that cannot be given up included.
     in_flight: u32,
     sheddable: BTreeSet<Running>,
-    /// Those that were told to end and have not ended yet.
-    ending: Vec<Running>,
+    /// Those that were told to end and have not ended yet, and when they were told.
+    ending: Vec<(Running, Duration)>,
     decided: Option<Duration>,
 }
 
@@ -65,11 +65,13 @@ impl Evictor {
         }
     }
 
-    /// It has ended, for whatever reason.
-    pub(super) fn ended(&mut self, running: &Running) {
+    /// It has ended, for whatever reason. Returns how long ago it was told to, if it was.
+    pub(super) fn ended(&mut self, now: Duration, running: &Running) -> Option<Duration> {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.sheddable.remove(running);
-        self.ending.retain(|r| r != running);
+        let at = self.ending.iter().position(|(r, _)| r == running)?;
+        let (_, told) = self.ending.swap_remove(at);
+        Some(now.saturating_sub(told))
     }
 
     /// Whether nobody can be given up.
@@ -80,9 +82,9 @@ impl Evictor {
     /// When time alone may make [`victims`](Self::victims) name somebody next.
     pub(super) fn next_wakeup(&self) -> Option<Duration> {
         let decided = self.decided.filter(|_| !self.is_empty())?;
-        let wait = match self.ending.is_empty() {
-            true => GRACE,
-            false => PATIENCE,
+        let wait = match self.waits(decided) {
+            true => EVICTION_PATIENCE,
+            false => GRACE,
         };
         Some(decided.saturating_add(wait))
     }
@@ -107,23 +109,25 @@ impl Evictor {
                 break;
             };
             self.sheddable.remove(&victim);
-            self.ending.push(victim);
+            self.ending.push((victim, now));
             self.decided = Some(now);
             *place = Some(victim);
         }
         chosen.into_iter().flatten()
     }
 
-    fn may_decide(&mut self, now: Duration) -> bool {
+    fn may_decide(&self, now: Duration) -> bool {
         let Some(decided) = self.decided else {
             return true;
         };
         let passed = now.saturating_sub(decided);
-        if passed >= PATIENCE {
-            // They do not end: what they hold is not coming back soon.
-            self.ending.clear();
-        }
-        passed >= GRACE && self.ending.is_empty()
+        // Who does not end by then holds what is not coming back soon.
+        passed >= EVICTION_PATIENCE || passed >= GRACE && !self.waits(decided)
+    }
+
+    /// Whether any of those that were `decided` on last has not ended.
+    fn waits(&self, decided: Duration) -> bool {
+        self.ending.iter().any(|(_, told)| *told == decided)
     }
 }
 
@@ -183,11 +187,18 @@ mod tests {
         assert_eq!(victims(&mut e, 509, 0, 1.05), [0; 0]);
         // It has not ended.
         assert_eq!(victims(&mut e, 510, 0, 1.05), [0; 0]);
-        e.ended(&Running::new(4, -1, 8 * MS));
+        let ended = |e: &mut Evictor, now, id, started| {
+            e.ended(now * MS, &Running::new(id, -1, started * MS))
+        };
+        assert_eq!(ended(&mut e, 511, 4, 8), Some(501 * MS));
+        e.in_flight = 10;
         assert_eq!(victims(&mut e, 511, 0, 1.15), [3, 2]);
-        e.ended(&Running::new(3, -1, 7 * MS));
+        ended(&mut e, 600, 3, 7);
         assert_eq!(victims(&mut e, 5_000, 0, 1.05), [0; 0]);
         // The other one does not end at all.
+        e.in_flight = 10;
         assert_eq!(victims(&mut e, 10_511, 0, 1.05), [1]);
+        assert_eq!(ended(&mut e, 20_511, 2, 6), Some(20_000 * MS));
+        assert_eq!(ended(&mut e, 20_511, 2, 6), None);
     }
 }

@@ -11,8 +11,8 @@
 //! drain => NAMES
 //! wakeup => TIME | never
 //! blocked => PRIORITY | no
-//! give-up => NAMES                              who that runs is ended for others
-//! over NAME                                     what was let go has ended
+//! give-up => NAMES                              who that runs is ended for others, each with their priority
+//! over NAME [=> TIME]                           what was let go has ended, and how long ago it was told to
 //! ```
 //! The first request of flow A is A1, the next A2. Requests that go are at their servers at once.
 
@@ -73,17 +73,24 @@ impl World {
                 let went = std::iter::from_fn(|| queue.dispatch(now));
                 let went: Vec<_> = went.collect();
                 went.iter().for_each(|d| queue.placed(d.grant));
-                let running = went.iter().filter_map(|d| Some((d.ticket.clone(), d.running?)));
+                let running = went
+                    .iter()
+                    .filter_map(|d| Some((d.ticket.clone(), d.running?)));
                 self.running.extend(running);
                 let names = went.into_iter().map(|d| d.ticket);
                 return names.collect::<Vec<_>>().join(" ");
             }
             "give-up" => {
                 let name = |r: Running| self.running.iter().find(|(_, it)| **it == r).unwrap().0;
-                let names: Vec<&str> = queue.give_up(now).map(|r| &**name(r)).collect();
+                let names: Vec<String> = (queue.give_up(now))
+                    .map(|(running, priority)| format!("{}:{priority}", name(running)))
+                    .collect();
                 return names.join(" ");
             }
-            "over" => queue.finished(&self.running[words[1]]),
+            "over" => {
+                let told = queue.finished(now, &self.running[words[1]]);
+                return told.map_or(String::new(), |told| format!("{}ms", told.as_millis()));
+            }
             "expire" => return left(|| queue.expire(now)),
             "drain" => return left(|| queue.drain(now)),
             "wakeup" => {
@@ -366,7 +373,7 @@ fn who_waits_too_long_is_told_in_time() {
         cancel B1 => EvictedContextCancelled
         cancel B1 => gone
         expire =>
-        wakeup => 100000ms
+        wakeup => 60000ms
         at 60s
         expire => A1:EvictedTTL
         wakeup => never
@@ -496,10 +503,10 @@ fn what_runs_and_is_sheddable_makes_room_for_what_waits() {
         in chat
         blocked => 0
         go =>
-        give-up => lower1
+        give-up => lower1:0
         give-up =>
         at 400ms
-        over lower1
+        over lower1 => 400ms
         room 1
         go => chat2
         in chat
@@ -507,8 +514,9 @@ fn what_runs_and_is_sheddable_makes_room_for_what_waits() {
         give-up =>
         wakeup => 500ms
         at 500ms
-        give-up => batch2
-        over batch2
+        give-up => batch2:0
+        over batch2 => 0ms
+        over chat1
         room 1
         go => chat3
         ",
@@ -535,7 +543,7 @@ fn nobody_is_given_up_for_an_equal_or_a_first_server_or_where_that_is_not_wanted
         in chat
         give-up =>
         room 0
-        give-up => batch1
+        give-up => batch1:0
         ";
     play(evicting(), equal);
 }
@@ -566,12 +574,12 @@ fn who_does_not_end_is_waited_for_and_then_no_more() {
         go => batch1 batch2
         in chat ttl 100s
         room 0
-        give-up => batch2
+        give-up => batch2:0
         wakeup => 10000ms
         at 9s
         give-up =>
         at 10s
-        give-up => batch1
+        give-up => batch1:0
         wakeup => 100000ms
         ",
     );

@@ -230,13 +230,19 @@ impl PrefixIndex {
         self.servers.get(&server).map_or(0, |r| r.len)
     }
 
+    /// Blocks of servers, a block that several hold counted for each.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.servers.values().map(|s| s.len).sum()
+    }
+
     /// How much it holds. Looks at everything: for reports, not for every request.
     #[must_use]
     pub fn size(&self) -> Size {
         let blocks: usize = self.runs.iter().map(|r| r.blocks.capacity()).sum();
         let holders: usize = self.runs.iter().map(|r| r.holders.capacity()).sum();
         Size {
-            held: self.servers.values().map(|s| s.len).sum(),
+            held: self.held(),
             blocks: self.runs.iter().map(|r| r.blocks.len()).sum(),
             runs: self.runs.len() - self.free_runs.len(),
             bytes: blocks * size_of::<BlockHash>()
