@@ -29,6 +29,7 @@ use bytes::Bytes;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 /// What is known of a request until its answer has passed.
 pub(crate) struct Request {
@@ -263,6 +264,15 @@ impl Request {
         Ok(routed)
     }
 
+    /// Reads what is wanted of a piece of the answer.
+    fn watch(&mut self, piece: &[u8], now: Instant) {
+        self.account.piece(&self.epp.metrics, piece.len(), now);
+        if let Some(under_way) = &mut self.under_way {
+            under_way.decode.answered();
+            under_way.tail.push(piece);
+        }
+    }
+
     /// The header by which the client's session stays where it is.
     fn session(&self, server: &Server) -> Option<(&'static str, Bytes)> {
         let header = self.epp.session_header?;
@@ -320,7 +330,8 @@ impl Exchange for Request {
             reply.set.push((names::SHOW_SERVED, served.into()));
         }
         let status = head.status().unwrap_or(0);
-        self.account.answered(&self.epp.metrics, status);
+        let streams = intent::is_event_stream(&head.headers);
+        self.account.answered(&self.epp.metrics, status, streams);
         let Some(under_way) = &mut self.under_way else {
             return reply;
         };
@@ -343,19 +354,19 @@ impl Exchange for Request {
     }
 
     fn response_piece(&mut self, piece: &[u8], _: bool) {
-        self.account.piece(&self.epp.metrics, piece.len());
-        if let Some(under_way) = &mut self.under_way {
-            under_way.decode.answered();
-            under_way.tail.push(piece);
-        }
+        let now = Instant::now();
+        self.watch(piece, now);
+        self.account.handled(now);
     }
 
     fn rewrite_piece(&mut self, piece: Bytes, last: bool, out: &mut Pieces) {
-        self.response_piece(&piece, last);
+        let now = Instant::now();
+        self.watch(&piece, now);
         match self.under_way.as_mut().and_then(|u| u.restore.as_mut()) {
             Some(restore) => restore.push(piece, last, out),
             None => out.push(piece),
         }
+        self.account.handled(now);
     }
 
     fn ended(&mut self, why: Ended) {

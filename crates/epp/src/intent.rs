@@ -55,9 +55,19 @@ pub(crate) fn prefers(headers: &Headers, wish: &str) -> bool {
 fn names_wish(wishes: &[u8], wish: &str) -> bool {
     let name = |said: &[u8]| {
         let end = said.iter().position(|b| *b == b';').unwrap_or(said.len());
-        said[..end].trim_ascii().eq_ignore_ascii_case(wish.as_bytes())
+        said[..end]
+            .trim_ascii()
+            .eq_ignore_ascii_case(wish.as_bytes())
     };
     wishes.split(|b| *b == b',').any(name)
+}
+
+/// Whether an answer with these headers is a stream of events.
+pub(crate) fn is_event_stream(headers: &Headers) -> bool {
+    let kind = headers.get("content-type").unwrap_or_default();
+    let name = b"text/event-stream";
+    kind.get(..name.len())
+        .is_some_and(|kind| kind.eq_ignore_ascii_case(name))
 }
 
 /// Whether `endpoint` is one of those that a test selects: addresses with or without ports, with commas between.
@@ -98,7 +108,11 @@ mod tests {
             ("wait=1; if-available", false),
             ("", false),
         ] {
-            assert_eq!(names_wish(wishes.as_bytes(), "if-available"), found, "{wishes}");
+            assert_eq!(
+                names_wish(wishes.as_bytes(), "if-available"),
+                found,
+                "{wishes}"
+            );
         }
     }
 

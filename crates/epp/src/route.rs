@@ -1,6 +1,7 @@
 //! The decision, in the proxy's words: which headers a request gets, and where it goes.
 
 use crate::intent;
+use crate::metrics::Choice;
 use crate::names;
 use crate::picker::Epp;
 use base64::Engine as _;
@@ -57,8 +58,13 @@ pub(crate) fn decide(epp: &Epp, ask: &Ask<'_>) -> Result<(Route, Routed), Unsche
         epp.fleet.route(&request)
     };
     let took = began.elapsed();
-    epp.metrics
-        .decided(&decided, ask.target.or(ask.model), took);
+    epp.metrics.decided(&Choice {
+        decided: &decided,
+        model: ask.target.or(ask.model),
+        prompt: ask.prompt,
+        precise: ask.keys.is_some(),
+        took,
+    });
     if let Some(decisions) = &epp.decisions {
         let id = headers.text(names::REQUEST_ID).unwrap_or("");
         decisions.keep(id, &servers, &decided, &why, took);
