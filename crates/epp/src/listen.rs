@@ -148,14 +148,11 @@ pub async fn bind(config: Config) -> Result<Bound, ListenError> {
     let (reports, words) = precise(&config).await?;
     let tls = identity(&config)?;
     let on = |port| listener(config.host, port);
+    let (picker, name) = (config.picker.clone(), config.source.pool());
+    let epp = Epp::new(fleet, picker, name, manners, words);
+    epp.objects.store(Arc::new(config.objects.clone()));
     Ok(Bound {
-        epp: Arc::new(Epp::new(
-            fleet,
-            config.picker.clone(),
-            config.source.pool(),
-            manners,
-            words,
-        )),
+        epp: Arc::new(epp),
         source,
         probing,
         reports,

@@ -3,6 +3,7 @@
 //! What older generations had and means nothing here is accepted and named in a warning; what would change something
 //! that cannot be changed is refused.
 
+use crate::objects::Objects;
 use crate::pool::PoolConfig;
 use crate::server_flags::ServerFlags;
 use baton_ext_proc::Limits;
@@ -83,6 +84,9 @@ pub struct Settings {
     /// A file that lists the endpoints, without Kubernetes: what the plugin `file-discovery` does.
     #[arg(long, value_name = "FILE")]
     pub endpoints_file: Option<PathBuf>,
+    /// Priorities by the name of the objective, as NAME=PRIORITY with commas between; a pool has its own.
+    #[arg(long, value_parser = objective, value_delimiter = ',', value_name = "NAME=PRIORITY", conflicts_with = "pool_name", allow_hyphen_values = true)]
+    pub objectives: Vec<(Box<str>, i32)>,
     /// Choose among all endpoints, whatever the proxy restricts.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
     pub disable_endpoint_subset_filter: bool,
@@ -189,6 +193,8 @@ pub struct Config {
     pub(crate) limits: Limits,
     pub(crate) decisions: usize,
     pub(crate) tokenizer: Option<PathBuf>,
+    /// What an operator says, until a pool says otherwise.
+    pub(crate) objects: Objects,
 }
 
 /// Where the endpoints come from.
@@ -296,6 +302,10 @@ impl Settings {
             },
             decisions: self.debug_decisions,
             tokenizer: self.tokenizer,
+            objects: Objects {
+                objectives: self.objectives.into_iter().collect(),
+                ..Objects::default()
+            },
         };
         Ok((config, warnings))
     }
@@ -342,6 +352,17 @@ impl Settings {
         };
         Ok(serde_norway::from_str(&text)?)
     }
+}
+
+fn objective(text: &str) -> Result<(Box<str>, i32), String> {
+    let (name, priority) = text
+        .split_once('=')
+        .filter(|(name, _)| !name.is_empty())
+        .ok_or("an objective is NAME=PRIORITY")?;
+    let priority = priority
+        .parse()
+        .map_err(|_| "a priority is a whole number")?;
+    Ok((name.into(), priority))
 }
 
 /// How long a request may stand in the queue before it is decided.
