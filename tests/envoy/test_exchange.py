@@ -83,7 +83,7 @@ def test_trailers_go_through_an_http2_client(stack):
     assert answer.body.count(b"data: ") == 3
 
 
-@pytest.mark.parametrize("status", [400, 404, 429, 503])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 412, 413, 429, 500, 503])
 def test_a_refusal_is_an_openai_error(stack, status):
     name = fresh_id()
     headers = {"x-request-id": name, "test-refuse": str(status)}
@@ -95,6 +95,21 @@ def test_a_refusal_is_an_openai_error(stack, status):
         assert ("retry-after" in answer.headers) == (status in (429, 503))
     ended = eventually(lambda: stack.picker.ended(name)[1:] and stack.picker.ended(name), "both ended")
     assert len(ended) == 2 and all(why.startswith("Refused") for why in ended)
+
+
+def test_a_request_at_its_endpoint_may_be_given_up(stack):
+    name = fresh_id()
+    answer = ask(stack.port, "POST", "/seen?wait_ms=60000", {"x-request-id": name, "test-evict-ms": "100"}, b"{}")
+    assert (answer.status, answer.headers["x-llm-d-request-dropped-reason"]) == (429, "evicted")
+    assert stack.ended(name).startswith("Evicted")
+    # What has begun can only be cut off.
+    name = fresh_id()
+    connection = Http1(stack.port)
+    connection.send("POST", "/stream?n=100000&gap_ms=20", {"x-request-id": name, "test-evict-ms": "300"}, b"{}")
+    status, headers = connection.read_head()
+    with pytest.raises(ValueError):
+        list(connection.chunks(headers))
+    assert status == 200 and stack.ended(name).startswith("Evicted")
 
 
 def test_internal_headers_come_from_the_picker_or_not_at_all(stack):

@@ -24,6 +24,18 @@ def test_a_body_beyond_the_limit_is_refused():
         assert (answer.status, answer.json()["error"]["code"]) == (413, 413)
 
 
+@pytest.mark.parametrize("limit, headers", [
+    ("--max-exchanges=1", {"test-wait-ms": "60000"}), ("--max-held=100000", {"test-wait-ms": "60000"})])
+def test_what_is_more_than_it_may_hold_is_refused(limit, headers):
+    with Stack(flags=(limit,)) as stack:
+        first = Http1(stack.port)
+        first.send("POST", "/seen", headers, b"x" * 90_000)
+        refused = eventually(lambda: (a := ask(stack.port, "POST", "/seen", {}, b"x" * 90_000)).status == 503 and a, "full")
+        assert refused.headers["x-llm-d-request-dropped-reason"] == "rejected-saturated" and refused.headers["retry-after"]
+        first.close()
+        eventually(lambda: ask(stack.port, "POST", "/seen", {}, b"x" * 90_000).status == 200, "it has room again")
+
+
 @pytest.mark.parametrize("fail_open", [False, True])
 def test_a_picker_that_is_down_and_comes_back(fail_open):
     with Stack(fail_open=fail_open) as stack:

@@ -12,9 +12,9 @@ use baton_ext_proc::{
     ResponseBody, ResponseHead, Routed, ServingStatus, serve, serve_health,
 };
 use baton_http::{Http2Config, Identity, Pieces};
+use baton_openai::ErrorKind;
 use bytes::Bytes;
 use clap::Parser;
-use http::StatusCode;
 use std::future::Future as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -50,6 +50,12 @@ struct Args {
     /// Longest body of a request, in bytes.
     #[arg(long, default_value_t = 64 << 20)]
     max_body: usize,
+    /// Bytes of bodies held at a time, all requests together.
+    #[arg(long, default_value_t = 1 << 30)]
+    max_held: usize,
+    /// Most exchanges at a time.
+    #[arg(long, default_value_t = 40_000)]
+    max_exchanges: usize,
     /// Write a line for every exchange that ended.
     #[arg(long)]
     log: bool,
@@ -81,11 +87,12 @@ impl Picker for RoundRobin {
         let chosen = in_turn.find(|(address, _)| head.allows(address));
         let says = |name: &str| head.headers.text(name);
         let routed = match (
-            says("test-refuse").and_then(|s| s.parse::<StatusCode>().ok()),
+            says("test-refuse").and_then(|status| status.parse().ok()),
             chosen,
         ) {
             (Some(status), _) => {
-                Err(Refusal::new(status, "as asked").dropped("rejected-saturated"))
+                let kind = ErrorKind::of_status(status);
+                Err(Refusal::new(kind, "as asked").dropped("rejected-saturated"))
             }
             (None, None) => Err(Refusal::no_endpoint()),
             (None, Some((_, destination))) => {
@@ -128,12 +135,7 @@ impl Exchange for Turn {
         if let Some(wait) = &mut self.wait {
             ready!(wait.as_mut().poll(cx));
         }
-        let again = || {
-            Err(Refusal::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "decided already",
-            ))
-        };
+        let again = || Err(Refusal::new(ErrorKind::Internal, "decided already"));
         Poll::Ready(self.routed.take().unwrap_or_else(again))
     }
 
@@ -141,7 +143,7 @@ impl Exchange for Turn {
         let Some(evicted) = &mut self.evicted else {
             return Poll::Pending;
         };
-        let refusal = || Refusal::new(StatusCode::TOO_MANY_REQUESTS, "as asked").dropped("evicted");
+        let refusal = || Refusal::new(ErrorKind::TooManyRequests, "as asked").dropped("evicted");
         evicted.as_mut().poll(cx).map(|()| refusal())
     }
 
@@ -224,6 +226,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let limits = Limits {
         decision: Duration::from_millis(args.decision_ms),
         max_body: args.max_body,
+        max_held: args.max_held,
+        max_exchanges: args.max_exchanges,
         ..Limits::default()
     };
     let shutdown = terminated()?;

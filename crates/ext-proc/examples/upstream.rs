@@ -1,7 +1,7 @@
 //! A model server that does not think, for tests and measurements behind a proxy.
 //!
 //! Answers by the beginning of the path: `/seen` with what it got (`{"headers": {...}, "bytes": N, "sum": S}`), `/stream?n=N&gap_ms=G` with
-//! N events of a hundred bytes, anything else with one kilobyte of JSON.
+//! N events of a hundred bytes, anything else with one kilobyte of JSON; with `wait_ms=N`, after so long.
 #![allow(clippy::print_stdout, reason = "the ready line")]
 
 use baton_http::{ServeConfig, serve};
@@ -98,6 +98,9 @@ async fn answer(request: Request<Incoming>, usual: Bytes) -> Response<Answer> {
             .filter(|(key, _)| *key == name)
             .find_map(|(_, value)| value.parse().ok())
     };
+    if let Some(ms) = number("wait_ms") {
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+    }
     let (answer, kind) = match head.uri.path() {
         path if path.starts_with("/seen") => {
             let headers = head
