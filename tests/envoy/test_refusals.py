@@ -68,11 +68,13 @@ def test_servers_that_are_all_too_busy_for_a_filter_are_429(mocks):
 
 
 def test_without_a_queue_only_sheddable_requests_are_429(mocks):
-    # Servers without metrics count as busy.
-    with Door(mocks, "--objectives=batch=-1") as door:
-        door.picker.await_servers(3)
+    with Door(mocks[1:2], "--objectives=batch=-1", config=QUEUE.replace("featureGates: [flowControl]\n", "")) as door:
+        door.picker.await_servers(1)
+        assert door.post({"model": "m", "prompt": "x"}, BATCH).status == 200
+        streaming = Streaming(door)
         assert told(door.post({"model": "m", "prompt": "x"}, BATCH)) == (429, "rejected-saturated")
         assert door.post({"model": "m", "prompt": "x"}).status == 200
+        streaming.close()
 
 
 def test_who_waits_when_the_picker_ends_is_503(mocks):
