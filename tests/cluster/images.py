@@ -9,8 +9,10 @@ import subprocess
 import tarfile
 
 
-def make(target: pathlib.Path, name: str, program: pathlib.Path, files: dict[str, pathlib.Path] | None = None):
-    """Writes an image whose entry point is `program` to `target`; `files` go in besides, by their path in the image."""
+def make(target: pathlib.Path, name: str, program: pathlib.Path, files: dict[str, pathlib.Path] | None = None,
+         arguments: tuple[str, ...] = ()):
+    """Writes an image whose entry point is `program` with these first arguments to `target`; `files` go in besides, by their
+    path in the image."""
     inside = f"/{program.name}"
     contents = {inside: program.resolve(), **libraries(program), **(files or {})}
     layer = io.BytesIO()
@@ -22,7 +24,7 @@ def make(target: pathlib.Path, name: str, program: pathlib.Path, files: dict[str
             _file(archive, path[1:], source.read_bytes(), 0o755 if os.access(source, os.X_OK) else 0o644)
     layer = layer.getvalue()
     config = json.dumps({
-        "architecture": "amd64", "os": "linux", "config": {"Entrypoint": [inside], "Env": ["PATH=/"]},
+        "architecture": "amd64", "os": "linux", "config": {"Entrypoint": [inside, *arguments], "Env": ["PATH=/"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
     }).encode()
     config_name = f"{hashlib.sha256(config).hexdigest()}.json"

@@ -3,6 +3,7 @@
 Each Go program has its module in `go/`, with every version pinned in `go.mod` and every sum in `go.sum`. Envoy comes as a
 Python wheel, the container tools as Debian packages, the resource definitions out of the modules that own them.
 """
+import functools
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ CACHE = pathlib.Path(os.environ.get("BATON_CLUSTER_CACHE") or
                      pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "baton/cluster")
 BIN = CACHE / "bin"
 CRDS = CACHE / "crds"
+CHARTS = CACHE / "charts"
 KUBERNETES = "1.37.2"
 ENVOY = "1.40.0"
 
@@ -45,6 +47,9 @@ DEFINITIONS = {
     "istio": ("istio.io/istio", "v0.0.0-20260827124520-eed52ebb66ad", "manifests/charts/base/files/crd-all.gen.yaml"),
 }
 
+# The charts by which upstream's picker and its pool are installed: module, version, folder in it.
+CHART = (*DEFINITIONS["inference"][:2], "config/charts")
+
 # Debian package -> a file of it.
 PACKAGES = {
     "containerd": "/usr/bin/containerd",
@@ -68,21 +73,13 @@ def say(text: str):
 
 
 def build(names: list[str]):
-    """Makes what is named (programs, `pause`, `envoy`, `crds`, `packages`; nothing: all of it) unless it is there already."""
-    everything = ["packages", "pause", *PROGRAMS, "envoy", "crds"]
+    """Makes the parts that are named, or all, unless they are there already."""
+    programs = {name: functools.partial(program, name) for name in PROGRAMS}
+    everything = {"packages": packages, "pause": pause, **programs, "envoy": envoy, "crds": definitions, "charts": charts}
     for name in names or everything:
-        if name == "packages":
-            packages()
-        elif name == "pause":
-            pause()
-        elif name == "envoy":
-            envoy()
-        elif name == "crds":
-            definitions()
-        elif name in PROGRAMS:
-            program(name)
-        else:
+        if name not in everything:
             raise Missing(f"no part is called {name}; there are {', '.join(everything)}")
+        everything[name]()
 
 
 def wanted(kind: str) -> list[str]:
@@ -90,7 +87,7 @@ def wanted(kind: str) -> list[str]:
     return {
         "control-plane": CONTROL_PLANE,
         "node": [*CONTROL_PLANE, *NODE, "pause", "packages"],
-        "istio": [*CONTROL_PLANE, *NODE, "pause", "packages", "istiod", "envoy", "crds"],
+        "istio": [*CONTROL_PLANE, *NODE, "pause", "packages", "istiod", "envoy", "crds", "charts"],
     }[kind]
 
 
@@ -144,20 +141,41 @@ def envoy():
 
 
 def definitions():
-    """Takes the resource definitions out of the modules that own them. `go` checks the sums of what it downloads."""
+    """Takes the resource definitions out of the modules that own them."""
     for name, (module, version, inside) in DEFINITIONS.items():
         target, mark = CRDS / name, CRDS / f"{name}.stamp"
         stamp = f"{module} {version} {inside}"
         if target.exists() and mark.exists() and mark.read_text() == stamp:
             continue
-        said = subprocess.run(["go", "mod", "download", "-json", f"{module}@{version}"], cwd=CACHE, check=True,
-                              capture_output=True, text=True).stdout
-        source = pathlib.Path(json.loads(said)["Dir"]) / inside
+        source = _module(module, version) / inside
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for file in sorted(source.glob("*.yaml")) if source.is_dir() else [source]:
             (target / file.name).write_bytes(file.read_bytes())
         mark.write_text(stamp)
+
+
+def charts():
+    mark, stamp = CACHE / "charts.stamp", " ".join(CHART)
+    if CHARTS.exists() and mark.exists() and mark.read_text() == stamp:
+        return
+    program("helm")
+    module, version, inside = CHART
+    shutil.rmtree(CHARTS, ignore_errors=True)
+    # The module's own files may not be written.
+    shutil.copytree(_module(module, version) / inside, CHARTS, copy_function=shutil.copyfile)
+    for folder in [CHARTS, *(path for path in CHARTS.rglob("*") if path.is_dir())]:
+        folder.chmod(0o755)
+    subprocess.run([BIN / "helm", "dependency", "build", CHARTS / "inferencepool"], check=True, stdout=subprocess.DEVNULL)
+    mark.write_text(stamp)
+
+
+def _module(name: str, version: str) -> pathlib.Path:
+    """The folder of a Go module. `go` checks the sums of what it downloads."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    said = subprocess.run(["go", "mod", "download", "-json", f"{name}@{version}"], cwd=CACHE, check=True,
+                          capture_output=True, text=True).stdout
+    return pathlib.Path(json.loads(said)["Dir"])
 
 
 def packages():
@@ -178,7 +196,7 @@ def absent(names: list[str]) -> list[str]:
     def there(name):
         if name == "packages":
             return all(os.path.exists(file) for file in PACKAGES.values())
-        return CRDS.exists() if name == "crds" else (BIN / name).exists()
+        return {"crds": CRDS, "charts": CHARTS}.get(name, BIN / name).exists()
     return [name for name in names if not there(name)]
 
 

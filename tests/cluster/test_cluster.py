@@ -3,15 +3,11 @@ import json
 import os
 import pathlib
 import subprocess
-import time
 
-import images
 import pytest
 from running import CONTROL_GROUPS, Cluster
+from scene import IMAGE, ROOT, eventually, load_baton
 
-ROOT = pathlib.Path(__file__).parents[2]
-BATON = pathlib.Path(os.environ.get("BATON_BIN", ROOT / "target/release/baton"))
-IMAGE = "baton.local/baton:test"
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +26,6 @@ def control_plane():
     cluster.down()
 
 
-def eventually(condition, within_s: float, what: str):
-    end = time.monotonic() + within_s
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {within_s} s: {what}"
-        time.sleep(0.2)
-    return value
-
-
 def pod(name: str, model: str) -> str:
     return json.dumps({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "serve"}},
@@ -45,19 +33,17 @@ def pod(name: str, model: str) -> str:
             "terminationGracePeriodSeconds": 1,
             "containers": [{
                 "name": "serve", "image": IMAGE, "imagePullPolicy": "Never",
-                "args": ["serve", "/model", "--role", "both", "--device", "sim", "--host", "0.0.0.0", "--port", "8000"],
+                "args": ["serve", "/model.gguf", "--role", "both", "--device", "sim", "--host", "0.0.0.0", "--port", "8000"],
                 "ports": [{"containerPort": 8000}],
                 "readinessProbe": {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1},
-                "volumeMounts": [{"name": "model", "mountPath": "/model", "readOnly": True}],
+                "volumeMounts": [{"name": "model", "mountPath": "/model.gguf", "readOnly": True}],
             }],
-            "volumes": [{"name": "model", "hostPath": {"path": model, "type": "Directory"}}],
+            "volumes": [{"name": "model", "hostPath": {"path": model, "type": "File"}}],
         }})
 
 
 def test_a_server_in_a_pod_answers_through_a_service(node):
-    image = node.folder / "baton.tar"
-    images.make(image, IMAGE, BATON)
-    node.load(image)
+    load_baton(node)
     node.kubectl("apply", "-f", "-", stdin=pod("serve", os.environ["BATON_SMOLLM2"]))
     node.kubectl("expose", "pod", "serve", "--port", "80", "--target-port", "8000")
     try:
@@ -77,7 +63,7 @@ def test_the_api_server_may_be_stopped_and_started(control_plane):
     control_plane.stop("kube-apiserver")
     assert control_plane.ended() == ["kube-apiserver"]
     control_plane.start("kube-apiserver")
-    eventually(lambda: "kept" in control_plane.kubectl("get", "configmaps", "-o", "name", check=False), 60, "it is back")
+    eventually(lambda: "kept" in control_plane.kubectl("get", "configmaps", "-o", "name", check=False), "it is back")
     assert control_plane.ended() == []
 
 

@@ -38,6 +38,13 @@ impl Machine {
             "--wait",
         ]);
         tool(&["exec", "kubectl", "create", "namespace", namespace]);
+        // Without it no pod may be made.
+        machine.kubectl(&[
+            "wait",
+            "--for=create",
+            "serviceaccount/default",
+            "--timeout=60s",
+        ]);
         machine
     }
 
@@ -100,8 +107,9 @@ impl Machine {
     }
 
     pub(crate) async fn ready(&self, name: &str, ready: bool) {
+        // An address of loopback, since pickers ask their endpoints for metrics.
         let status = json!({"status": {
-            "podIP": "10.9.8.7", "podIPs": [{"ip": "10.9.8.7"}],
+            "podIP": "127.9.8.7", "podIPs": [{"ip": "127.9.8.7"}],
             "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]
         }});
         let params = PatchParams::default();
