@@ -354,6 +354,9 @@ pub(crate) struct Simulate {
     /// Conversations: questions of each.
     #[arg(long, default_value_t = 5, hide_short_help = true)]
     pub turns: usize,
+    /// Conversations: each question follows right on the system prompt and is asked again and again, in the same order.
+    #[arg(long, hide_short_help = true)]
+    pub again: bool,
     /// Conversations: tokens of a system prompt.
     #[arg(long, default_value_t = 6000, hide_short_help = true)]
     pub system_tokens: u32,

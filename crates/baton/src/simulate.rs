@@ -26,6 +26,7 @@ fn workload(args: &Simulate) -> anyhow::Result<Workload> {
         let conversations = Conversations {
             systems: args.systems,
             turns: args.turns,
+            again: args.again,
             system: args.system_tokens,
             question: args.question_tokens,
             answer: args.answer_tokens,

@@ -335,6 +335,9 @@ impl Exchange for Request {
         let Some(under_way) = &mut self.under_way else {
             return reply;
         };
+        if (200..=299).contains(&status) {
+            under_way.helpers.iter().for_each(Flight::answered);
+        }
         under_way.prompt_done();
         let server = under_way.decode.server().clone();
         match status {

@@ -88,6 +88,7 @@ fn prefill_from(plan: &Plan) -> Option<u32> {
             prompt_at_least,
             ..
         } => Some(at_least.max(prompt_at_least).max(1)),
+        Decider::Sooner(way) => Some(way.at_least.max(1)),
         Decider::Always => Some(1),
         Decider::Never | Decider::Multimodal => None,
     }

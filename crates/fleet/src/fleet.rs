@@ -8,7 +8,7 @@ use baton_kv::BlockEvent;
 use baton_scheduler::flow::{Gauge, Room};
 use baton_scheduler::{
     Decision, Detector, Endpoint, EndpointId, Explanation, Health, Keys, Load, Plan, Prompt,
-    PromptHasher, Request, Saturation, Scheduler, TokenHasher, TokenPrompt, Unschedulable,
+    PromptHasher, Request, Saturation, Scheduler, Share, TokenHasher, TokenPrompt, Unschedulable,
 };
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -158,7 +158,11 @@ impl Fleet {
                 None => {
                     let id = EndpointId(*next_id);
                     *next_id = next_id.wrapping_add(1);
-                    after.push(Arc::new(Server::new(id, spec, Arc::new(State::new()))));
+                    after.push(Arc::new(Server::new(
+                        id,
+                        spec,
+                        Arc::new(State::new(self.began)),
+                    )));
                 }
             }
         }
@@ -224,7 +228,7 @@ impl Fleet {
         server.set_scraped(
             scraped,
             in_flight_then,
-            self.now().saturating_add(millis(fresh_for)),
+            self.began.elapsed().saturating_add(fresh_for),
         );
         let (resized, restarted) = server.tell(|told| {
             let restarted = scraped.started.is_some()
@@ -350,12 +354,8 @@ impl Fleet {
         request: &Request<'_>,
         explanation: Option<&mut Explanation>,
     ) -> Result<Route, Unschedulable> {
-        let elapsed = self.began.elapsed();
-        let now = millis(elapsed);
-        let request = Request {
-            now: elapsed,
-            ..*request
-        };
+        let now = self.began.elapsed();
+        let request = Request { now, ..*request };
         let mut deciding = self.deciding.lock();
         let deciding = &mut *deciding;
         deciding.refresh(self, now);
@@ -367,19 +367,15 @@ impl Fleet {
         }?;
         scheduler.sent(&request, &decision);
         // Counted before the lock is released, so that the next decision sees it.
-        let tokens = (scheduler.plan().in_flight).tokens(decision.uncached_tokens, None);
-        let flight = |id, tokens, queued| deciding.flight(id, (tokens, queued), now);
-        let (prefill, uncached) = (decision.prefill.server(), decision.uncached_tokens.into());
-        // What another server computes does not keep this one busy.
-        let computes = if prefill.is_some() { 0 } else { uncached };
-        let decode = flight(decision.decode, tokens, computes);
+        let shares = scheduler.plan().shares(&decision);
+        let flight = |id, share| deciding.flight(id, share, now);
         Ok(Route {
-            decode: decode.ok_or(Unschedulable::NoneHealthy)?,
-            prefill: prefill.and_then(|id| flight(id, uncached, uncached)),
+            decode: flight(decision.decode, shares.decode).ok_or(Unschedulable::NoneHealthy)?,
+            prefill: (decision.prefill.server()).and_then(|id| flight(id, shares.prefill)),
             encode: decision
                 .encode
                 .iter()
-                .filter_map(|&id| flight(id, 0, 0))
+                .filter_map(|&id| flight(id, Share::default()))
                 .collect(),
             decision,
         })
@@ -424,7 +420,7 @@ impl Fleet {
     /// [`Unschedulable::Saturated`], if it is not.
     pub fn admit(&self, priority: i32) -> Result<(), Unschedulable> {
         let mut deciding = self.deciding.lock();
-        deciding.refresh(self, self.now());
+        deciding.refresh(self, self.began.elapsed());
         let turn = deciding.next_turn();
         deciding.scheduler.admit(&deciding.snapshot, priority, turn)
     }
@@ -433,7 +429,7 @@ impl Fleet {
     #[must_use]
     pub fn saturation(&self) -> Saturation {
         let mut deciding = self.deciding.lock();
-        deciding.refresh(self, self.now());
+        deciding.refresh(self, self.began.elapsed());
         deciding.scheduler.saturation(&deciding.snapshot)
     }
 
@@ -441,7 +437,7 @@ impl Fleet {
     #[must_use]
     pub fn room(&self, detector: &Detector, gauge: Gauge) -> Room {
         let mut deciding = self.deciding.lock();
-        deciding.refresh(self, self.now());
+        deciding.refresh(self, self.began.elapsed());
         Room::of(&deciding.snapshot, detector, gauge)
     }
 
@@ -464,7 +460,7 @@ impl Fleet {
     #[must_use]
     pub fn snapshot(&self) -> Vec<Endpoint> {
         let mut deciding = self.deciding.lock();
-        deciding.refresh(self, self.now());
+        deciding.refresh(self, self.began.elapsed());
         deciding.snapshot.clone()
     }
 }
@@ -477,7 +473,7 @@ impl Deciding {
 
     /// Brings the snapshot up to date: all of it if the list or what servers told of themselves has changed, otherwise
     /// only what changes all the time.
-    fn refresh(&mut self, fleet: &Fleet, now: u64) {
+    fn refresh(&mut self, fleet: &Fleet, now: Duration) {
         let version = fleet.version.load(Acquire);
         if version != self.version || self.snapshot.is_empty() {
             self.version = version;
@@ -486,29 +482,29 @@ impl Deciding {
             self.snapshot
                 .extend(self.servers.iter().map(|s| describe(s)));
         }
-        let (mut healthy, mut shut) = (0usize, 0usize);
+        let (mut healthy, mut shut, at) = (0usize, 0usize, millis(now));
         for (endpoint, server) in self.snapshot.iter_mut().zip(self.servers.iter()) {
             endpoint.load = server.load(now);
             endpoint.health = server.health();
             if endpoint.health == Health::Healthy {
                 healthy += 1;
-                shut += usize::from(!server.admits(now));
+                shut += usize::from(!server.admits(at));
             }
         }
         // If most servers fail, the requests are to blame, or something that all of them share.
         if shut > 0 && shut * 2 <= healthy {
             for (endpoint, server) in self.snapshot.iter_mut().zip(self.servers.iter()) {
-                if !server.admits(now) {
+                if !server.admits(at) {
                     endpoint.health = Health::Unreachable;
                 }
             }
         }
     }
 
-    fn flight(&self, id: EndpointId, tokens: (u64, u64), now: u64) -> Option<Flight> {
+    fn flight(&self, id: EndpointId, share: Share, now: Duration) -> Option<Flight> {
         let at = self.snapshot.iter().position(|e| e.id == id)?;
-        let flight = Flight::to(self.servers.get(at)?, tokens.0, tokens.1);
-        flight.mark_sent(now);
+        let flight = Flight::to(self.servers.get(at)?, share, now);
+        flight.mark_sent(millis(now));
         Some(flight)
     }
 }

@@ -3,12 +3,13 @@
 use crate::breaker::Breaker;
 use crate::endpoint::{Address, EndpointSpec};
 use crate::exposition::Scraped;
-use baton_scheduler::{Adapters, EndpointId, Health, Identity, Load, Role};
+use baton_scheduler::{Account, Adapters, EndpointId, Health, Identity, Load, Role, Said, Share};
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// A model server: who it is, which never changes, and how it is. When its labels or its port change, another value
@@ -33,32 +34,15 @@ pub struct Server {
 /// How a server is. Its probe writes what is seen of it; everybody else reads.
 #[derive(Debug)]
 pub(crate) struct State {
-    gauges: Gauges,
+    /// The fleet's clock: when it began.
+    began: Instant,
+    /// Held for a few additions, never longer: a decision reads it of every server.
+    account: Mutex<Account>,
+    health: AtomicU8,
     breaker: Breaker,
     told: Mutex<Told>,
     /// True once probes have been without an answer for long: connections to it will not end by themselves.
     silent: watch::Sender<bool>,
-}
-
-/// What changes often, in one line of the processor's cache: a decision reads it of every server. Values that belong
-/// together may be read from two scrapes, which harms nothing.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Gauges {
-    in_flight: AtomicU32,
-    /// Our requests there when the last scrape was asked for.
-    in_flight_then: AtomicU32,
-    waiting: AtomicU32,
-    running: AtomicU32,
-    /// Bits of an f32.
-    kv_usage: AtomicU32,
-    health: AtomicU8,
-    /// Tokens of the requests in flight.
-    tokens: AtomicU64,
-    /// Prompt tokens that the requests in flight have still to wait for, as far as we know.
-    queued: AtomicU64,
-    /// Until when what was scraped counts as fresh, in milliseconds of the fleet's clock.
-    fresh_until: AtomicU64,
 }
 
 /// What a server told of itself, and seldom changes.
@@ -74,13 +58,12 @@ pub(crate) struct Told {
 }
 
 impl State {
-    /// Nothing has been heard yet.
-    pub(crate) fn new() -> Self {
+    /// Nothing has been heard yet; the fleet's clock began at `began`.
+    pub(crate) fn new(began: Instant) -> Self {
         Self {
-            gauges: Gauges {
-                health: AtomicU8::new(Health::Unreachable as u8),
-                ..Gauges::default()
-            },
+            began,
+            account: Mutex::default(),
+            health: AtomicU8::new(Health::Unreachable as u8),
             breaker: Breaker::default(),
             told: Mutex::default(),
             silent: watch::Sender::new(false),
@@ -109,7 +92,7 @@ impl Server {
     /// Whether it takes requests, as far as is known.
     #[must_use]
     pub fn health(&self) -> Health {
-        match self.state.gauges.health.load(Relaxed) {
+        match self.state.health.load(Relaxed) {
             h if h == Health::Healthy as u8 => Health::Healthy,
             h if h == Health::Draining as u8 => Health::Draining,
             _ => Health::Unreachable,
@@ -133,38 +116,25 @@ impl Server {
     /// Sets the health and returns the one before. Its probe sets it again.
     pub fn set_health(&self, health: Health) -> Health {
         let before = self.health();
-        self.state.gauges.health.store(health as u8, Relaxed);
+        self.state.health.store(health as u8, Relaxed);
         before
     }
 
     /// Requests that are on their way to it or there.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
-        self.state.gauges.in_flight.load(Relaxed)
+        self.state.account.lock().requests()
     }
 
     /// Tokens of the requests in flight.
     #[must_use]
     pub fn tokens_in_flight(&self) -> u64 {
-        self.state.gauges.tokens.load(Relaxed)
+        self.state.account.lock().tokens()
     }
 
-    /// How busy it is at `now`, in milliseconds of the fleet's clock.
-    pub(crate) fn load(&self, now: u64) -> Load {
-        let g = &self.state.gauges;
-        let (waiting, running) = (g.waiting.load(Relaxed), g.running.load(Relaxed));
-        let then = g.in_flight_then.load(Relaxed);
-        let now_there = g.in_flight.load(Relaxed);
-        Load {
-            waiting,
-            running,
-            active: active(waiting, running, then, now_there),
-            unseen: now_there.saturating_sub(then),
-            tokens: g.tokens.load(Relaxed),
-            queued_tokens: g.queued.load(Relaxed),
-            kv_usage: f32::from_bits(g.kv_usage.load(Relaxed)),
-            fresh: now < g.fresh_until.load(Relaxed),
-        }
+    /// How busy it is at `now` of the fleet's clock.
+    pub(crate) fn load(&self, now: Duration) -> Load {
+        self.state.account.lock().load(now)
     }
 
     /// Its name, with the namespace.
@@ -204,15 +174,16 @@ impl Server {
         change(&mut self.state.told.lock())
     }
 
-    /// Notes what was scraped; it counts as fresh until `fresh_until`. A gauge that is missing is taken for 0.
-    pub(crate) fn set_scraped(&self, scraped: &Scraped, in_flight_then: u32, fresh_until: u64) {
-        let g = &self.state.gauges;
-        g.waiting.store(scraped.waiting.unwrap_or(0), Relaxed);
-        g.running.store(scraped.running.unwrap_or(0), Relaxed);
-        g.kv_usage
-            .store(scraped.kv_usage.unwrap_or(0.0).to_bits(), Relaxed);
-        g.in_flight_then.store(in_flight_then, Relaxed);
-        g.fresh_until.store(fresh_until, Relaxed);
+    /// Notes what was scraped, when `sent` of our requests were there; it counts as fresh until `until`. A gauge that is
+    /// missing is taken for 0.
+    pub(crate) fn set_scraped(&self, scraped: &Scraped, sent: u32, until: Duration) {
+        self.state.account.lock().said(Said {
+            waiting: scraped.waiting.unwrap_or(0),
+            running: scraped.running.unwrap_or(0),
+            kv_usage: scraped.kv_usage.unwrap_or(0.0),
+            sent,
+            until,
+        });
     }
 
     /// Says whether it has stopped answering altogether.
@@ -234,47 +205,34 @@ impl Server {
     }
 }
 
-/// What a server said, and what was sent to it and came back since: both are needed, because what it says is some
-/// hundred milliseconds old. What is under way there counts in any case: a decode server may not show yet whose prompt
-/// is computed elsewhere.
-fn active(waiting: u32, running: u32, in_flight_then: u32, in_flight_now: u32) -> u32 {
-    let said = waiting.saturating_add(running);
-    said.saturating_add(in_flight_now)
-        .saturating_sub(in_flight_then)
-        .max(waiting)
-        .max(in_flight_now)
-}
-
 /// A request at a server; counted there until dropped.
 #[derive(Debug)]
 pub struct Flight {
     server: Arc<Server>,
-    tokens: u64,
-    /// Prompt tokens that are to be computed there; 0 once that is done.
-    queued: AtomicU64,
+    share: Share,
+    /// Whether its work is done: it was answered.
+    answered: AtomicBool,
 }
 
 impl Flight {
-    /// Counts a request of about `tokens` tokens, of which `queued` are to be computed there before the answer begins.
-    pub(crate) fn to(server: &Arc<Server>, tokens: u64, queued: u64) -> Self {
-        let gauges = &server.state.gauges;
-        gauges.in_flight.fetch_add(1, Relaxed);
-        gauges.tokens.fetch_add(tokens, Relaxed);
-        gauges.queued.fetch_add(queued, Relaxed);
+    /// Counts a request that was sent at `now` of the fleet's clock.
+    pub(crate) fn to(server: &Arc<Server>, share: Share, now: Duration) -> Self {
+        server.state.account.lock().sent(share, now);
         Self {
             server: server.clone(),
-            tokens,
-            queued: AtomicU64::new(queued),
+            share,
+            answered: AtomicBool::new(false),
         }
     }
 
     /// The answer has begun, so that the prompt is computed. May be said again with every piece.
     pub fn answered(&self) {
-        if self.queued.load(Relaxed) == 0 {
+        if self.answered.load(Relaxed) || self.answered.swap(true, Relaxed) {
             return;
         }
-        let queued = self.queued.swap(0, Relaxed);
-        self.server.state.gauges.queued.fetch_sub(queued, Relaxed);
+        let state = &self.server.state;
+        let now = state.began.elapsed();
+        state.account.lock().answered(self.share, now);
     }
 
     /// Where it is.
@@ -298,10 +256,11 @@ impl Deref for Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.answered();
-        let gauges = &self.server.state.gauges;
-        gauges.in_flight.fetch_sub(1, Relaxed);
-        gauges.tokens.fetch_sub(self.tokens, Relaxed);
+        let mut account = self.server.state.account.lock();
+        if !*self.answered.get_mut() {
+            account.given_up(self.share);
+        }
+        account.over(self.share);
     }
 }
 
@@ -311,44 +270,41 @@ mod tests {
 
     fn server() -> Arc<Server> {
         let spec = EndpointSpec::new("a", Address::parse("a:1").unwrap());
-        Arc::new(Server::new(EndpointId(0), &spec, Arc::new(State::new())))
-    }
-
-    #[test]
-    fn load_is_what_was_said_and_what_happened_since() {
-        let active = |in_flight_then, in_flight_now| active(2, 3, in_flight_then, in_flight_now);
-        assert_eq!((active(4, 4), active(4, 7), active(4, 1)), (5, 8, 2));
-        let silent = |in_flight_then, now| super::active(0, 0, in_flight_then, now);
-        assert_eq!((silent(0, 3), silent(9, 3)), (3, 3));
-        assert_eq!(super::active(u32::MAX, u32::MAX, 0, u32::MAX), u32::MAX);
+        Arc::new(Server::new(
+            EndpointId(0),
+            &spec,
+            Arc::new(State::new(Instant::now())),
+        ))
     }
 
     #[test]
     fn what_was_scraped_is_seen_and_grows_old() {
         let server = server();
-        assert!(!server.load(0).fresh);
+        let ms = Duration::from_millis;
+        assert!(!server.load(ms(0)).fresh);
         let scraped = Scraped {
             waiting: Some(2),
             kv_usage: Some(0.5),
             ..Scraped::default()
         };
-        let flights = [Flight::to(&server, 7, 5), Flight::to(&server, 8, 6)];
+        let shares = [(7, 5.0), (8, 6.0)].map(|(tokens, work)| Share { tokens, work });
+        let flights = shares.map(|share| Flight::to(&server, share, ms(0)));
         flights[0].answered();
-        server.set_scraped(&scraped, 1, 100);
-        let expected = Load {
-            waiting: 2,
-            running: 0,
-            active: 3,
-            unseen: 1,
-            tokens: 15,
-            queued_tokens: 6,
-            kv_usage: 0.5,
-            fresh: true,
-        };
-        assert_eq!((server.load(99), server.load(100).fresh), (expected, false));
+        flights[0].answered();
+        server.set_scraped(&scraped, 1, ms(100));
+        let load = server.load(ms(0));
+        assert_eq!(
+            (load.waiting, load.active, load.unseen, load.kv_usage),
+            (2, 3, 1, 0.5)
+        );
+        assert_eq!(
+            (load.tokens, load.queued, load.queued_work, load.fresh),
+            (15, 1, 6.0, true)
+        );
+        assert!(server.load(ms(99)).fresh && !server.load(ms(100)).fresh);
         drop(flights);
         assert_eq!((server.in_flight(), server.tokens_in_flight()), (0, 0));
-        assert_eq!(server.load(100).queued_tokens, 0);
+        assert_eq!(server.load(ms(100)).queued, 0);
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub struct GatewayConfig {
     /// Prompts with at least this many tokens that are not cached on their decode server go through a prefill server:
     /// 0 for all, `null` for none.
     pub pd_threshold: Option<u32>,
+    /// Whether such a prompt goes there only if its first token is expected sooner that way.
+    pub pd_sooner: bool,
     /// Scorers of decode servers; a scorer that is left out counts nothing.
     pub decode_weights: Weights,
     /// Scorers of prefill servers.
@@ -60,6 +62,7 @@ impl Default for GatewayConfig {
             endpoints: Vec::new(),
             endpoints_file: None,
             pd_threshold: policy.pd_threshold,
+            pd_sooner: policy.pd_sooner,
             decode_weights: policy.decode,
             prefill_weights: policy.prefill,
             limits: Limits::default(),
@@ -181,6 +184,7 @@ impl GatewayConfig {
             decode: self.decode_weights,
             prefill: self.prefill_weights,
             pd_threshold: self.pd_threshold,
+            pd_sooner: self.pd_sooner,
         }
     }
 

@@ -35,6 +35,17 @@ pub(crate) enum Cut {
 /// A future that ends when the stream is to be ended from here.
 pub(crate) type Cutting = Pin<Box<dyn Future<Output = Cut> + Send>>;
 
+/// What is held while an answer streams, and hears of its first bytes. Many servers send their headers before they have
+/// computed anything.
+pub(crate) trait Hears {
+    fn first_bytes(&self);
+}
+
+/// For nobody.
+impl Hears for () {
+    fn first_bytes(&self) {}
+}
+
 /// The body of a streamed answer. Holds `T` (what counts the request as in progress) until the stream ends.
 pub(crate) struct Events<B, T> {
     upstream: Option<(B, T)>,
@@ -84,7 +95,7 @@ impl<B, T> Body for Events<B, T>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::fmt::Display,
-    T: Unpin,
+    T: Hears + Unpin,
 {
     type Data = Bytes;
     type Error = Infallible;
@@ -95,7 +106,7 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = &mut *self;
         let last = loop {
-            let Some((upstream, _)) = &mut this.upstream else {
+            let Some((upstream, held)) = &mut this.upstream else {
                 return Poll::Ready(None);
             };
             match this.cut.as_mut().poll(cx) {
@@ -112,6 +123,7 @@ where
                     let Ok(data) = frame.into_data() else {
                         continue;
                     };
+                    held.first_bytes();
                     let whole = this.held.push(data);
                     if !whole.is_empty() {
                         return Poll::Ready(Some(Ok(Frame::data(whole))));

@@ -4,7 +4,7 @@
 //! are not streamed are read whole before they are passed on, so that this includes a server that dies in the middle.
 //! A request that has to make room for others is tried no more; its server learns of it by the connection's end.
 
-use crate::events::{Cut, Ending, Events};
+use crate::events::{Cut, Ending, Events, Hears};
 use crate::front::{Gateway, ResponseBody};
 use crate::metrics::{Retry, Timer};
 use crate::outgoing::Outgoing;
@@ -22,6 +22,12 @@ use tokio::sync::OwnedSemaphorePermit;
 /// What a streamed answer holds until its end: its place here, its count at the server, its time, and last, since it
 /// wakes others who look at that count, its leave to go there.
 pub(crate) type Guard = (OwnedSemaphorePermit, Flight, Timer, Option<Permit>);
+
+impl Hears for Guard {
+    fn first_bytes(&self) {
+        self.1.answered();
+    }
+}
 
 /// Most models that an error names.
 const MAX_NAMED: usize = 16;
@@ -133,7 +139,10 @@ async fn attempt(gateway: &Gateway, journey: &mut Journey, route: Route) -> Outc
         () = &mut journey.eviction => return Outcome::Evicted,
     };
     // The prompt is done: the prefill server has no more work with this request.
-    if prefill.is_some() {
+    if let Some(prefill) = prefill {
+        if sent.as_ref().is_ok_and(|r| r.status().is_success()) {
+            prefill.answered();
+        }
         drop(prefill);
         journey.permit.iter().for_each(Permit::part_done);
     }
@@ -144,9 +153,11 @@ async fn attempt(gateway: &Gateway, journey: &mut Journey, route: Route) -> Outc
             return failed(gateway, &decode, &error);
         }
     };
-    decode.answered();
     if is_event_stream(&response) {
         return Outcome::Stream(response, decode);
+    }
+    if response.status().is_success() {
+        decode.answered();
     }
     tokio::select! {
         outcome = whole(response, gateway.limits.max_response_bytes) => outcome,

@@ -1,5 +1,6 @@
 //! How long a decision takes, for 10, 100 and 1000 endpoints with prefill and decode apart, and a prompt of 2048 blocks
-//! that everybody, half of them, or nobody has: `cargo bench -p baton-scheduler --bench decide`.
+//! that everybody, half of them, or nobody has, by upstream's sample plan and by ours:
+//! `cargo bench -p baton-scheduler --bench decide`.
 
 use baton_scheduler::config::load;
 use baton_scheduler::{
@@ -7,11 +8,17 @@ use baton_scheduler::{
 };
 use std::time::{Duration, Instant};
 
-const PLAN: &str = include_str!("../tests/configs/pd.yaml");
+const PLANS: [(&str, &str); 2] = [
+    ("upstream", include_str!("../tests/configs/pd.yaml")),
+    (
+        "least work",
+        include_str!("../tests/configs/least-work.yaml"),
+    ),
+];
 const BLOCKS: usize = 2048;
 
-fn plan() -> Plan {
-    let value = serde_norway::from_str(PLAN).expect("the file is YAML");
+fn plan(text: &str) -> Plan {
+    let value = serde_norway::from_str(text).expect("the file is YAML");
     load(&value).expect("the file makes sense").plan
 }
 
@@ -29,6 +36,9 @@ fn fleet(n: u32) -> Vec<Endpoint> {
                 waiting: i * 7 % 13,
                 running: i * 5 % 31,
                 active: i * 11 % 37,
+                queued: i * 7 % 5,
+                queued_work: f64::from(i * 1009 % 9973),
+                pace: Some(20_000.0),
                 kv_usage: (i * 3 % 89) as f32 / 100.0,
                 ..Load::default()
             },
@@ -54,33 +64,40 @@ fn measure(n: usize, mut call: impl FnMut(u64)) -> (Duration, Duration) {
 
 #[expect(clippy::print_stdout, reason = "that is what it is for")]
 fn main() {
-    println!("endpoints  shared   median       p99");
-    for n in [10, 100, 1000] {
-        for (shared, every) in [("0 %", 0), ("50 %", 2), ("100 %", 1)] {
-            let plan = plan();
-            let hasher = PromptHasher::new(7).with_blocks(&plan.approximate);
-            let mut scheduler = Scheduler::new(plan, PrefixIndex::new(31_250));
-            let fleet = fleet(n);
-            let text = vec![b'x'; BLOCKS * 256];
-            let prompt = hasher.prompt("org/model", &[&text], None);
-            for endpoint in fleet
-                .iter()
-                .filter(|e| every > 0 && e.id.0.is_multiple_of(every))
-            {
-                scheduler.answered(&prompt, endpoint.id);
+    println!("plan        endpoints  shared   median       p99");
+    for (name, text) in PLANS {
+        for n in [10, 100, 1000] {
+            for (shared, every) in [("0 %", 0), ("50 %", 2), ("100 %", 1)] {
+                let (median, p99) = decisions(plan(text), n, every);
+                println!("{name:<10} {n:>10}  {shared:>6}  {median:>7.1?}  {p99:>8.1?}");
             }
-            // A little more than what is cached, so that prefill is asked for.
-            let longer = [&text[..], &[b'y'; 4096]];
-            let prompt = hasher.prompt("org/model", &longer, None);
-            let request = Request {
-                model: Some("org/model"),
-                ..Request::new(&prompt)
-            };
-            let (median, p99) = measure(1000, |turn| {
-                let decision = scheduler.decide(&fleet, &request, turn);
-                assert!(decision.is_ok_and(|d| d.prefill.server().is_some()));
-            });
-            println!("{n:>9}  {shared:>6}  {median:>7.1?}  {p99:>8.1?}");
         }
     }
+}
+
+/// Decisions of `n` endpoints, of which every so many'th has the prompt.
+fn decisions(plan: Plan, n: u32, every: u32) -> (Duration, Duration) {
+    let hasher = PromptHasher::new(7).with_blocks(&plan.approximate);
+    let block_bytes = 4 * plan.approximate.block_tokens as usize;
+    let mut scheduler = Scheduler::new(plan, PrefixIndex::new(31_250));
+    let fleet = fleet(n);
+    let text = vec![b'x'; BLOCKS * block_bytes];
+    let prompt = hasher.prompt("org/model", &[&text], None);
+    for endpoint in fleet
+        .iter()
+        .filter(|e| every > 0 && e.id.0.is_multiple_of(every))
+    {
+        scheduler.answered(&prompt, endpoint.id);
+    }
+    // A little more than what is cached, so that prefill is asked for.
+    let longer = [&text[..], &[b'y'; 4096]];
+    let prompt = hasher.prompt("org/model", &longer, None);
+    let request = Request {
+        model: Some("org/model"),
+        ..Request::new(&prompt)
+    };
+    measure(1000, |turn| {
+        let decision = scheduler.decide(&fleet, &request, turn);
+        assert!(decision.is_ok_and(|d| d.prefill.server().is_some()));
+    })
 }

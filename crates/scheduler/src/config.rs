@@ -361,6 +361,7 @@ fn supply(f: &mut Fields<'_, '_>, plan: &mut Plan, supplies: &Supplies) {
     plan.precise = supplies.precise.clone();
     plan.shedding = supplies.shedding.unwrap_or(Shedding::AtSaturation);
     plan.in_flight = supplies.in_flight.unwrap_or_default();
+    plan.costs = supplies.costs.unwrap_or_default();
     plan.recently_used = match supplies.recently_used {
         0 => plan.recently_used,
         said => said,

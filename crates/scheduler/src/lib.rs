@@ -6,6 +6,7 @@
 //! after the same history give the same decision; no decision iterates over a hash map.
 #![forbid(unsafe_code)]
 
+mod account;
 pub mod config;
 mod endpoint;
 pub mod engines;
@@ -24,6 +25,7 @@ mod scorer;
 mod work;
 mod workspace;
 
+pub use account::{Account, Said, Share};
 pub use endpoint::{Adapters, Endpoint, EndpointId, Health, Identity, Load, Role, Roles};
 pub use filter::{Filter, Measure, Requirement};
 pub use index::{
@@ -33,7 +35,8 @@ pub use index::{
 pub use picker::{Picker, Picking};
 pub use plan::{
     Approximate, Decider, Events, Handler, InFlight, Named, OnUnavailable, Plan, Precise, Profile,
-    ProfileIdx, Session, SessionStrategy, Shedding, Source, StageOrder, Stages, Weighted,
+    ProfileIdx, Session, SessionStrategy, Shares, Shedding, Sooner, Source, StageOrder, Stages,
+    Weighted,
 };
 pub use policy::{Policy, Weights};
 pub use prompt::{BLOCK_BYTES, BlockHash, MAX_BLOCKS, Prompt, PromptHasher};
@@ -41,4 +44,4 @@ pub use request::{Candidate, Decision, Explanation, Prefill, Request, Stage, Uns
 pub use saturation::{Concurrency, Counted, Detector, Saturation, Utilization};
 pub use schedule::Scheduler;
 pub use scorer::Scorer;
-pub use work::{Backlog, Costs, Pace};
+pub use work::{Backlog, Costs};

@@ -4,7 +4,7 @@ use crate::filter::Filter;
 use crate::picker::Picker;
 use crate::saturation::Detector;
 use crate::scorer::Scorer;
-use crate::{PreciseConfig, PreciseIndex, TokenHasher};
+use crate::{Costs, Decision, PreciseConfig, PreciseIndex, Share, TokenHasher};
 use std::time::Duration;
 
 /// Everything that decides.
@@ -28,6 +28,8 @@ pub struct Plan {
     pub shedding: Shedding,
     /// What a request counts while it is under way.
     pub in_flight: InFlight,
+    /// What work is, and what [`Scorer::LeastWork`] weighs.
+    pub costs: Costs,
 }
 
 /// Filters, in order; scorers with their weights; a picker.
@@ -106,7 +108,7 @@ pub struct Stages {
 }
 
 /// Whether a stage runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Decider {
     /// It does not.
     Never,
@@ -123,6 +125,40 @@ pub enum Decider {
         /// Who knows what is cached.
         source: Source,
     },
+    /// If the first token is expected sooner by way of the best prefill server.
+    Sooner(Sooner),
+}
+
+/// What is known of the way of KV from a prefill to a decode server, for [`Decider::Sooner`].
+///
+/// Expected is, on either server, that what waits there is computed first, at the pace that it was seen to have; that KV
+/// is sent while the prompt is computed; and that a prompt beside running answers delays each of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sooner {
+    /// Prompts with fewer uncached tokens than this stay on the decode server.
+    pub at_least: u32,
+    /// Seconds from the end of the prompt's computation to the first token, whatever its length.
+    pub hand_over: f64,
+    /// Seconds that the KV of a token is on its way.
+    pub per_token: f64,
+    /// What a second counts by which an answer that runs already is delayed, beside 1 for a second before the first token.
+    pub delay: f64,
+    /// Who knows what is cached.
+    pub source: Source,
+}
+
+/// As `baton simulate` models it: the step that is under way on the decode server and one for the last prompt token; the
+/// KV of Llama-3.3-70B (327,680 bytes a token) over 100 Gb/s.
+impl Default for Sooner {
+    fn default() -> Self {
+        Self {
+            at_least: 128,
+            hand_over: 0.03,
+            per_token: 26e-6,
+            delay: 0.1,
+            source: Source::Approximate,
+        }
+    }
 }
 
 /// What happens if a prompt should be computed elsewhere and nobody can.
@@ -256,6 +292,15 @@ pub struct InFlight {
     pub most_output: u32,
 }
 
+/// What a request counts at each of its servers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Shares {
+    /// At the one that answers.
+    pub decode: Share,
+    /// At the one that computes the prompt for it, if there is one.
+    pub prefill: Share,
+}
+
 impl Default for Approximate {
     fn default() -> Self {
         Self {
@@ -308,6 +353,24 @@ impl Plan {
         Some(PreciseIndex::new(hasher, config))
     }
 
+    /// What a request that is sent as `decision` says counts at the servers that are busy with it.
+    #[must_use]
+    pub fn shares(&self, decision: &Decision) -> Shares {
+        let uncached = decision.uncached_tokens;
+        let elsewhere = decision.prefill.server().is_some();
+        Shares {
+            decode: Share {
+                tokens: self.in_flight.tokens(uncached, None),
+                // What another server computes does not keep this one busy.
+                work: if elsewhere { 0.0 } else { decision.work },
+            },
+            prefill: Share {
+                tokens: uncached.into(),
+                work: decision.work,
+            },
+        }
+    }
+
     /// How long blocks of a routed request are expected to be reported, if that is guessed.
     pub(crate) fn speculative(&self) -> Option<Duration> {
         self.precise.as_ref()?.speculative
@@ -331,6 +394,7 @@ impl Plan {
             recently_used: 1024,
             shedding: Shedding::default(),
             in_flight: InFlight::default(),
+            costs: Costs::default(),
         }
     }
 }

@@ -4,15 +4,18 @@ use crate::Roles;
 use crate::filter::Filter;
 use crate::picker::{Picker, Picking};
 use crate::plan::{
-    Decider, Handler, Named, OnUnavailable, Plan, Profile, Source, StageOrder, Stages, Weighted,
+    Decider, Handler, Named, OnUnavailable, Plan, Profile, Sooner, Source, StageOrder, Stages,
+    Weighted,
 };
 use crate::scorer::Scorer;
 use serde::{Deserialize, Serialize};
 
-/// How much each scorer counts. Every scorer gives 0 to 1; the sum decides. The names are the upstream plugins'.
+/// How much each scorer counts. Every scorer gives 0 to 1; the sum decides. The names are the plugins'.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Weights {
+    /// Little to compute before the first token: of its own prompt, of those that wait there, and of those that run.
+    pub least_work_scorer: f32,
     /// Part of the prompt's blocks that are probably cached there.
     pub prefix_cache_scorer: f32,
     /// Few waiting requests: 1 for the shortest queue, 0 for the longest, 1 for all if they are equal.
@@ -27,6 +30,7 @@ pub struct Weights {
 impl Default for Weights {
     fn default() -> Self {
         Self {
+            least_work_scorer: 0.0,
             prefix_cache_scorer: 0.0,
             queue_scorer: 0.0,
             active_request_scorer: 0.0,
@@ -40,6 +44,7 @@ impl Weights {
     #[must_use]
     pub fn are_sane(&self) -> bool {
         [
+            self.least_work_scorer,
             self.prefix_cache_scorer,
             self.queue_scorer,
             self.active_request_scorer,
@@ -59,7 +64,11 @@ impl Weights {
             idle: 0,
             most_when_busy: 1.0,
         };
+        let least_work = Scorer::LeastWork {
+            source: Source::Approximate,
+        };
         [
+            ("least-work-scorer", least_work, self.least_work_scorer),
             ("prefix-cache-scorer", prefix, self.prefix_cache_scorer),
             ("queue-scorer", Scorer::Queue, self.queue_scorer),
             ("active-request-scorer", active, self.active_request_scorer),
@@ -80,7 +89,7 @@ impl Weights {
     }
 }
 
-/// How to choose. The defaults are those of the upstream prefill/decode guide.
+/// How to choose. By default servers with the least work, and a prefill server from 128 uncached tokens on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// Scorers of decode servers.
@@ -90,24 +99,21 @@ pub struct Policy {
     /// A prompt with at least this many tokens that are not cached on its decode server goes through a prefill
     /// server: 0 for every prompt, `None` for none.
     pub pd_threshold: Option<u32>,
+    /// And only if its first token is expected sooner that way.
+    pub pd_sooner: bool,
 }
 
 impl Default for Policy {
     fn default() -> Self {
+        let least_work = Weights {
+            least_work_scorer: 1.0,
+            ..Weights::default()
+        };
         Self {
-            decode: Weights {
-                prefix_cache_scorer: 2.0,
-                queue_scorer: 0.0,
-                active_request_scorer: 2.0,
-                kv_cache_utilization_scorer: 1.0,
-            },
-            prefill: Weights {
-                prefix_cache_scorer: 3.0,
-                queue_scorer: 2.0,
-                active_request_scorer: 2.0,
-                ..Weights::default()
-            },
+            decode: least_work,
+            prefill: least_work,
             pd_threshold: Some(128),
+            pd_sooner: false,
         }
     }
 }
@@ -129,6 +135,10 @@ impl From<Policy> for Plan {
         let prefill = profile("prefill", "prefill-filter", only, policy.prefill);
         let prefill_if = match policy.pd_threshold {
             None => Decider::Never,
+            Some(at_least) if policy.pd_sooner => Decider::Sooner(Sooner {
+                at_least,
+                ..Sooner::default()
+            }),
             Some(at_least) => Decider::Uncached {
                 at_least,
                 prompt_at_least: 0,

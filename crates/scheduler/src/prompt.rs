@@ -38,6 +38,18 @@ pub struct Prompt {
 }
 
 impl Prompt {
+    /// A prompt of `tokens` tokens that somebody else cut into `blocks` of `block_tokens` tokens.
+    #[must_use]
+    pub fn of_blocks(blocks: Vec<BlockHash>, block_tokens: u32, tokens: u32) -> Self {
+        Self {
+            blocks,
+            starts: Vec::new(),
+            block_bytes: block_tokens.saturating_mul(BYTES_PER_TOKEN as u32),
+            bytes: u64::from(tokens) * BYTES_PER_TOKEN,
+            tokens,
+        }
+    }
+
     /// Length in tokens, exact or estimated.
     #[must_use]
     pub fn tokens(&self) -> u32 {

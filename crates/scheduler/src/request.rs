@@ -72,6 +72,9 @@ pub struct Decision {
     pub score: f64,
     /// Tokens of the prompt that are probably not cached there.
     pub uncached_tokens: u32,
+    /// Work of the prompt at the server that computes it, as [`Costs::work`](crate::Costs::work) counts it, what was sent
+    /// there before taken for cached.
+    pub work: f64,
     /// Whether another server computes the prompt.
     pub prefill: Prefill,
     /// Servers that encode pictures and sound; empty if none are asked.

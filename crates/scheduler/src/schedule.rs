@@ -2,14 +2,15 @@
 
 use crate::picker::Dice;
 use crate::plan::{
-    Decider, Handler, OnUnavailable, ProfileIdx, SessionStrategy, Shedding, Source, StageOrder,
-    Stages,
+    Decider, Handler, OnUnavailable, ProfileIdx, SessionStrategy, Shedding, Sooner, Source,
+    StageOrder, Stages,
 };
 use crate::recent::{Recency, Sessions};
 use crate::saturation::{Saturation, Utilization};
+use crate::work::UNKNOWN_PACE;
 use crate::workspace::{Context, Held, Indices, Means, Workspace};
 use crate::{
-    Certainty, Decision, Endpoint, EndpointId, Explanation, Plan, PreciseIndex, Prefill,
+    Certainty, Decision, Endpoint, EndpointId, Explanation, Load, Plan, PreciseIndex, Prefill,
     PrefixIndex, Prompt, Request, Unschedulable,
 };
 use std::time::Duration;
@@ -134,6 +135,7 @@ impl Scheduler {
                 recency: &self.recency,
                 pinned,
                 turn,
+                costs: &self.plan.costs,
                 precise: precise.is_some(),
             },
             workspace: &mut self.workspace,
@@ -326,7 +328,7 @@ impl<'a> Run<'a> {
         if let Some(profile) = stages.prefill
             && self.says_yes(stages.prefill_if, decision.uncached_tokens)
         {
-            decision.prefill = self.prefill(stages, profile, decode.endpoint)?;
+            self.prefill(stages, profile, decode, &mut decision)?;
         }
         Ok(decision)
     }
@@ -337,10 +339,10 @@ impl<'a> Run<'a> {
             None => None,
         };
         let encode = self.encode(stages, self.cx.request.prompt.tokens());
-        let (decode, prefill) = match (first, stages.prefill) {
+        let (decode, prefill) = match (&first, stages.prefill) {
             (Some(first), _) => {
                 match self.stage(stages.decode, |e| agree(stages, first.endpoint, e)) {
-                    Ok(decode) => (decode, at(first, decode.endpoint)),
+                    Ok(decode) => (decode, at(*first, decode.endpoint)),
                     // Nobody may take its KV.
                     Err(_) => (self.stage(stages.decode, |_| true)?, nobody(stages)?),
                 }
@@ -348,10 +350,13 @@ impl<'a> Run<'a> {
             (None, Some(_)) => (self.stage(stages.decode, |_| true)?, nobody(stages)?),
             (None, None) => (self.stage(stages.decode, |_| true)?, Prefill::NotWorthIt),
         };
+        let decision = self.decision(decode, stages.primary_port);
+        let computes = first.filter(|_| prefill.server().is_some());
         Ok(Decision {
+            work: computes.map_or(decision.work, |first| self.work(first)),
             prefill,
             encode,
-            ..self.decision(decode, stages.primary_port)
+            ..decision
         })
     }
 
@@ -383,11 +388,17 @@ impl<'a> Run<'a> {
             // What is merely expected there may be far back in a queue, and asking a prefill server that has it costs
             // little.
             uncached_tokens: self.uncached(picked.held),
+            work: self.work(picked),
             prefill: Prefill::NotWorthIt,
             encode: Vec::new(),
             primary_port,
             cold: self.workspace.is_cold(),
         }
+    }
+
+    /// The prompt's work at a server.
+    fn work(&self, picked: Picked<'_>) -> f64 {
+        self.cx.work(self.knows, &picked.held)
     }
 
     /// Tokens of the prompt that a server has to compute.
@@ -402,16 +413,43 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Has the best prefill server compute the prompt of `decision`, unless that would take longer, where that counts.
     fn prefill(
         &mut self,
         stages: &Stages,
         profile: ProfileIdx,
-        decode: &Endpoint,
-    ) -> Result<Prefill, Unschedulable> {
-        match self.stage(profile, |e| agree(stages, e, decode)) {
-            Ok(picked) => Ok(at(picked, decode)),
-            Err(_) => nobody(stages),
+        decode: Picked<'_>,
+        decision: &mut Decision,
+    ) -> Result<(), Unschedulable> {
+        let Ok(picked) = self.stage(profile, |e| agree(stages, e, decode.endpoint)) else {
+            decision.prefill = nobody(stages)?;
+            return Ok(());
+        };
+        if let Decider::Sooner(way) = stages.prefill_if
+            && !self.is_sooner(&way, picked, decode)
+        {
+            return Ok(());
         }
+        decision.prefill = at(picked, decode.endpoint);
+        if decision.prefill.server().is_some() {
+            decision.work = self.work(picked);
+        }
+        Ok(())
+    }
+
+    /// Whether the first token is expected sooner if `prefill` computes the prompt than if `decode` does.
+    fn is_sooner(&self, way: &Sooner, prefill: Picked<'_>, decode: Picked<'_>) -> bool {
+        let (there, here) = (&prefill.endpoint.load, &decode.endpoint.load);
+        // A server that never computes a prompt never shows how fast it is: it is taken for a machine as the other.
+        let pace = |load: &Load, other: &Load| load.pace.or(other.pace).unwrap_or(UNKNOWN_PACE);
+        let (pace_there, pace_here) = (pace(there, here), pace(here, there));
+        let computing = self.work(prefill) / pace_there;
+        let sending = self.cx.uncached(self.knows, &decode.held) * way.per_token;
+        let sent_after = (sending - computing).max(0.0);
+        let by_way = there.queued_work / pace_there + computing + sent_after + way.hand_over;
+        let own = self.work(decode) / pace_here;
+        let others = f64::from(here.active) * own * way.delay;
+        by_way < here.queued_work / pace_here + own + others
     }
 
     fn encode(&mut self, stages: &Stages, uncached: u32) -> Vec<EndpointId> {
@@ -442,6 +480,7 @@ impl<'a> Run<'a> {
                     && uncached >= at_least
                     && self.cx.request.prompt.tokens() >= prompt_at_least
             }
+            Decider::Sooner(way) => uncached > 0 && uncached >= way.at_least,
         }
     }
 }
@@ -454,7 +493,7 @@ fn millis(time: Duration) -> u64 {
 fn best_source(plan: &Plan) -> Source {
     match &plan.handler {
         Handler::Disaggregated(Stages {
-            prefill_if: Decider::Uncached { source, .. },
+            prefill_if: Decider::Uncached { source, .. } | Decider::Sooner(Sooner { source, .. }),
             ..
         }) => *source,
         _ => Source::Precise,

@@ -66,14 +66,10 @@ pub enum Scorer {
         /// Who knows what is cached.
         source: Source,
     },
-    /// Little to do before this request's first token, in tokens: its own prompt's that are not cached there, those of
-    /// prompts that are still to be computed there, and something for every request that is there. 1 for the least, 0 for
-    /// the most.
+    /// Little to do before this request's first token, by the plan's [`Costs`](crate::Costs): the work of its own prompt
+    /// as far as that is not cached there, a part of the work that waits there, and something for every request that is
+    /// there. 1 for the least, 0 for the most.
     LeastWork {
-        /// What a token of another prompt counts, beside 1 for one of its own.
-        queued: f64,
-        /// Tokens that a request counts.
-        per_request: f64,
         /// Who knows what is cached.
         source: Source,
     },
@@ -87,7 +83,7 @@ impl Scorer {
         match self {
             Self::Prefix { source, .. }
             | Self::NoHitLru { source }
-            | Self::LeastWork { source, .. }
+            | Self::LeastWork { source }
             | Self::Composite { source, .. } => Some(*source),
             _ => None,
         }
@@ -133,11 +129,7 @@ impl Scorer {
                 prefix: cached,
                 source,
             } => composite(view, [*kv, *queue, *cached], *source, values),
-            Self::LeastWork {
-                queued,
-                per_request,
-                source,
-            } => least_work(view, (*queued, *per_request), *source, values),
+            Self::LeastWork { source } => least_work(view, *source, values),
             Self::Zero => values.extend(each.map(|_| 0.0)),
         }
     }
@@ -255,21 +247,22 @@ fn composite(view: &View<'_>, weights: [f64; 3], source: Source, values: &mut Ve
     }
 }
 
-fn least_work(
-    view: &View<'_>,
-    (queued, per_request): (f64, f64),
-    source: Source,
-    values: &mut Vec<f64>,
-) {
-    let held = view.held(source).iter();
+fn least_work(view: &View<'_>, source: Source, values: &mut Vec<f64>) {
+    let costs = view.costs;
+    let waiting: u64 = view.endpoints().map(|e| u64::from(e.load.queued)).sum();
+    let held = view.held(source);
+    let queued = costs.queued_with(waiting as f64 / held.len().max(1) as f64);
     values.extend(view.endpoints().zip(held).map(|(endpoint, held)| {
         let load = &endpoint.load;
-        view.uncached(source, held)
-            + queued * load.queued_tokens as f64
-            + per_request * f64::from(load.active)
+        costs.of(
+            view.work(source, held),
+            load.queued_work,
+            queued,
+            load.active,
+        )
     }));
-    let (least, most) = (values.iter()).fold((f64::INFINITY, 0.0f64), |(least, most), work| {
-        (least.min(*work), most.max(*work))
+    let (least, most) = (values.iter()).fold((f64::INFINITY, 0.0f64), |(least, most), cost| {
+        (least.min(*cost), most.max(*cost))
     });
     let span = most - least;
     for value in values {

@@ -6,11 +6,17 @@
 
 use std::time::Duration;
 
-/// How fast servers' answers are taken into account: what was learned counts half after so many answers.
-const MEMORY: f64 = 200.0;
+/// How fast a server's answers are taken into account: what was learned counts half after so many answers.
+const MEMORY: f64 = 50.0;
+
+/// Work a second of a server that has not answered yet.
+pub(crate) const UNKNOWN_PACE: f64 = 10_000.0;
 
 /// More waiting requests a server than this make no difference: were a wait to count nothing, one server would get it all.
 const MOST_CROWDED: f64 = 4.0;
+
+/// Of work that should be done by now and is not answered, this part is taken to be left.
+const LEAST_LEFT: f64 = 0.02;
 
 /// What counts how much when a server is chosen, and how long contexts weigh.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,8 +24,8 @@ pub struct Costs {
     /// For work that waits at a server, beside 1 for the request's own: the request would wait for it, but what it has to
     /// compute again elsewhere delays others as well, and pushes something out of a cache.
     pub queued: f64,
-    /// How much less waiting work counts for each request that waits at a server, on average over the fleet: when all
-    /// are busy, work saved is worth more than a short wait.
+    /// How much less waiting work counts for each request that waits at a server, on average over the candidates: when
+    /// all are busy, work saved is worth more than a short wait.
     pub crowd: f64,
     /// For a request that is under way at a server, in prompt tokens: it slows down every step.
     pub active: f64,
@@ -40,18 +46,19 @@ impl Default for Costs {
     }
 }
 
-/// Work that was sent to a server and not answered yet.
+/// Work that was sent to a server and not answered yet, and the pace at which the server was seen to do such work.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Backlog {
     work: f64,
     requests: u32,
     /// When the first of the requests was begun.
     since: Duration,
+    pace: Pace,
 }
 
-/// How fast servers work, learned from when they answer.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pace {
+/// Work that a server did, and how long it took; what is long ago counts less.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Pace {
     work: f64,
     seconds: f64,
 }
@@ -59,12 +66,12 @@ pub struct Pace {
 impl Costs {
     /// The work of a prompt of `tokens`, the last `uncached` of which have to be computed.
     #[must_use]
-    pub fn work(&self, tokens: u64, uncached: u64) -> f64 {
-        let (tokens, uncached) = (tokens as f64, uncached.min(tokens) as f64);
+    pub fn work(&self, tokens: f64, uncached: f64) -> f64 {
+        let uncached = uncached.min(tokens);
         uncached * (1.0 + (tokens - uncached / 2.0) / self.double_at)
     }
 
-    /// What waiting work counts in a fleet where, on average, `waiting` requests wait at a server.
+    /// What waiting work counts where, on average, `waiting` requests wait at a server.
     #[must_use]
     pub fn queued_with(&self, waiting: f64) -> f64 {
         self.queued / (1.0 + self.crowd * waiting.min(MOST_CROWDED))
@@ -88,17 +95,22 @@ impl Backlog {
         self.work += work;
     }
 
-    /// Notes that a request was answered, or given up, at the time `now`; prompts are computed in the order in which they
-    /// came, so the next one is begun now.
-    pub fn answer(&mut self, work: f64, now: Duration, pace: &mut Pace) {
-        pace.learn(work, now.saturating_sub(self.since));
+    /// Notes that a request was answered at the time `now`; prompts are computed in the order in which they came, so the
+    /// next one is begun now.
+    pub fn answer(&mut self, work: f64, now: Duration) {
+        self.pace.learn(work, now.saturating_sub(self.since));
+        self.since = now;
+        self.give_up(work);
+    }
+
+    /// Notes that a request will not be answered: nothing is learned of it.
+    pub fn give_up(&mut self, work: f64) {
         self.requests = self.requests.saturating_sub(1);
         self.work = if self.requests == 0 {
             0.0
         } else {
             (self.work - work).max(0.0)
         };
-        self.since = now;
     }
 
     /// How many requests it is.
@@ -115,31 +127,27 @@ impl Backlog {
 
     /// What is probably left of it. At least a little, as long as there is no answer.
     #[must_use]
-    pub fn left(&self, now: Duration, pace: &Pace) -> f64 {
-        let done = now.saturating_sub(self.since).as_secs_f64() * pace.per_second();
-        (self.work - done).max(self.work * 0.02)
+    pub fn left(&self, now: Duration) -> f64 {
+        if self.requests == 0 {
+            return 0.0;
+        }
+        let pace = self.pace().unwrap_or(UNKNOWN_PACE);
+        let done = now.saturating_sub(self.since).as_secs_f64() * pace;
+        (self.work - done).max(self.work * LEAST_LEFT)
+    }
+
+    /// Work a second while there is some; `None` before the first answer.
+    #[must_use]
+    pub fn pace(&self) -> Option<f64> {
+        (self.pace.seconds > 0.0).then(|| self.pace.work / self.pace.seconds)
     }
 }
 
 impl Pace {
-    /// A pace of `per_second`, until something is learned.
-    #[must_use]
-    pub fn new(per_second: f64) -> Self {
-        Self {
-            work: per_second,
-            seconds: 1.0,
-        }
-    }
-
-    /// Work a second of a server that has some.
-    #[must_use]
-    pub fn per_second(&self) -> f64 {
-        self.work / self.seconds
-    }
-
     fn learn(&mut self, work: f64, time: Duration) {
         let keep = 1.0 - std::f64::consts::LN_2 / MEMORY;
         self.work = self.work * keep + work;
+        // Several are answered at once where several prompts fit into a step.
         self.seconds = (self.seconds * keep + time.as_secs_f64()).max(1e-6);
     }
 }
@@ -158,28 +166,38 @@ mod tests {
             double_at: 1000.0,
             ..Costs::default()
         };
-        assert!((costs.work(1000, 1000) - 1500.0).abs() < 1e-9);
-        assert!((costs.work(1000, 100) - 195.0).abs() < 1e-9);
-        assert!(costs.work(100, 500) <= costs.work(100, 100) + 1e-9);
+        assert!((costs.work(1000.0, 1000.0) - 1500.0).abs() < 1e-9);
+        assert!((costs.work(1000.0, 100.0) - 195.0).abs() < 1e-9);
+        assert!(costs.work(100.0, 500.0) <= costs.work(100.0, 100.0) + 1e-9);
     }
 
     #[test]
     fn what_waits_is_worked_off_at_the_pace_that_was_seen() {
-        let (mut backlog, mut pace) = (Backlog::default(), Pace::new(100.0));
-        backlog.send(100.0, secs(0.0));
-        backlog.send(50.0, secs(0.5));
-        assert!((backlog.left(secs(0.5), &pace) - 100.0).abs() < 1e-9);
-        assert!((backlog.left(secs(9.0), &pace) - 3.0).abs() < 1e-9);
-        backlog.answer(100.0, secs(2.0), &mut pace);
-        assert!(pace.per_second() < 100.0 && backlog.requests() == 1);
-        assert!((backlog.left(secs(2.0), &pace) - 50.0).abs() < 1e-9);
-        backlog.answer(50.0, secs(3.0), &mut pace);
+        let mut backlog = Backlog::default();
+        backlog.send(20_000.0, secs(0.0));
+        backlog.send(10_000.0, secs(0.5));
+        assert!((backlog.left(secs(0.5)) - 25_000.0).abs() < 1e-9);
+        assert!((backlog.left(secs(9.0)) - 600.0).abs() < 1e-9);
+        backlog.answer(20_000.0, secs(4.0));
+        assert_eq!((backlog.pace(), backlog.requests()), (Some(5000.0), 1));
+        assert!((backlog.left(secs(5.0)) - 5000.0).abs() < 1e-9);
+        backlog.answer(10_000.0, secs(6.0));
         assert_eq!((backlog.requests(), backlog.work()), (0, 0.0));
-        for _ in 0..2000 {
+        for _ in 0..500 {
             backlog.send(10.0, secs(10.0));
-            backlog.answer(10.0, secs(10.2), &mut pace);
+            backlog.answer(10.0, secs(10.2));
         }
-        assert!((pace.per_second() - 50.0).abs() < 1.0, "{pace:?}");
+        let pace = backlog.pace().unwrap();
+        assert!((pace - 50.0).abs() < 5.0, "{pace}");
+    }
+
+    #[test]
+    fn nothing_is_learned_of_what_failed() {
+        let mut backlog = Backlog::default();
+        backlog.send(1000.0, secs(0.0));
+        backlog.send(1000.0, secs(0.0));
+        backlog.give_up(1000.0);
+        assert_eq!((backlog.pace(), backlog.work()), (None, 1000.0));
     }
 
     #[test]

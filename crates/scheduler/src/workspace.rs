@@ -6,7 +6,8 @@ use crate::plan::{Profile, Source};
 use crate::recent::Recency;
 use crate::request::{Candidate, Explanation, Stage};
 use crate::{
-    Endpoint, EndpointId, Found, Keys, Match, PreciseIndex, PrefixIndex, Request, Unschedulable,
+    Costs, Endpoint, EndpointId, Found, Keys, Match, PreciseIndex, PrefixIndex, Request,
+    Unschedulable,
 };
 
 /// What a server has of a prompt, in leading blocks.
@@ -55,6 +56,7 @@ pub(crate) struct Context<'a> {
     /// The session's server.
     pub(crate) pinned: Option<EndpointId>,
     pub(crate) turn: u64,
+    pub(crate) costs: &'a Costs,
     /// Whether the precise index can be asked about this request.
     pub(crate) precise: bool,
 }
@@ -80,6 +82,7 @@ pub(crate) struct View<'a> {
     caches: &'a Caches,
     pub(crate) request: &'a Request<'a>,
     pub(crate) pinned: Option<EndpointId>,
+    pub(crate) costs: &'a Costs,
 }
 
 #[derive(Debug, Default)]
@@ -124,6 +127,21 @@ impl Context<'_> {
             _ => Source::Approximate,
         }
     }
+
+    /// Tokens of the prompt that a server which has `held`, as `source` knows, does not even expect to have.
+    pub(crate) fn uncached(&self, source: Source, held: &Held) -> f64 {
+        let prompt = self.request.prompt;
+        match self.source(source) {
+            Source::Approximate => prompt.tokens_beyond(held.weighted as usize).into(),
+            Source::Precise => (f64::from(prompt.tokens()) - held.tokens()).max(0.0),
+        }
+    }
+
+    /// The work of the prompt at such a server. At least one token is computed, for its logits.
+    pub(crate) fn work(&self, source: Source, held: &Held) -> f64 {
+        let uncached = self.uncached(source, held).max(1.0);
+        (self.costs).work(self.request.prompt.tokens().into(), uncached)
+    }
 }
 
 impl<'a> View<'a> {
@@ -138,13 +156,9 @@ impl<'a> View<'a> {
         self.caches.held(self.cx.source(source))
     }
 
-    /// Tokens of the prompt that a candidate does not even expect to have.
-    pub(crate) fn uncached(&self, source: Source, held: &Held) -> f64 {
-        let prompt = self.request.prompt;
-        match self.cx.source(source) {
-            Source::Approximate => prompt.tokens_beyond(held.weighted as usize).into(),
-            Source::Precise => (f64::from(prompt.tokens()) - held.tokens()).max(0.0),
-        }
+    /// The work of the prompt at a candidate that has `held`.
+    pub(crate) fn work(&self, source: Source, held: &Held) -> f64 {
+        self.cx.work(source, held)
     }
 
     /// Scores of candidates by when they were last used, if none has anything of the prompt; else 0.5 for all.
@@ -354,6 +368,7 @@ fn view<'a>(cx: &'a Context<'a>, at: &'a [u32], caches: &'a Caches) -> View<'a> 
         caches,
         request: cx.request,
         pinned: cx.pinned,
+        costs: cx.costs,
     }
 }
 

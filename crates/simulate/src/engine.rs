@@ -64,8 +64,8 @@ pub(crate) enum Task {
 /// What a step brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The prompt of a request is computed, and its first token with it.
-    First(usize),
+    /// The prompt of a request is computed, and its first token with it; and how many of its tokens were not cached.
+    First(usize, usize),
     /// A request is over.
     Over(usize),
 }
@@ -74,7 +74,8 @@ pub(crate) enum Outcome {
 struct Job {
     ask: usize,
     task: Task,
-    /// Prompt tokens that are there.
+    /// Prompt tokens that were there when it began, and that are there.
+    cached: usize,
     done: usize,
     /// Prompt blocks that can be found and are in use by it.
     named: usize,
@@ -227,12 +228,13 @@ impl Engine {
         let mut job = Job {
             ask,
             task,
+            cached,
             done: cached,
             named: found,
             unnamed: all - found,
         };
         if task == Task::Answer {
-            job.done = input - 1;
+            (job.cached, job.done) = (input - 1, input - 1);
             self.name_computed(load, &mut job);
             let rest = blocks.len() - job.named;
             for _ in 0..rest {
@@ -269,7 +271,7 @@ impl Engine {
     /// The prompt is computed: the first token is there.
     fn answer(&mut self, load: &Workload, job: Job, outcomes: &mut Vec<Outcome>) {
         let ask = &load.asks[job.ask];
-        outcomes.push(Outcome::First(job.ask));
+        outcomes.push(Outcome::First(job.ask, ask.input as usize - job.cached));
         if job.task == Task::Prompt || ask.output <= 1 {
             self.finish(load, &job, outcomes);
             return;
@@ -315,6 +317,7 @@ mod tests {
         let made = Conversations {
             systems: 1,
             turns: 2,
+            again: false,
             system: 512,
             question: 512,
             answer: 64,
@@ -341,7 +344,7 @@ mod tests {
         let mut engine = Engine::new(EngineModel::default(), 100, false);
         assert!(engine.submit(&load, 0, Task::Whole));
         let (time, outcomes) = run(&mut engine, &load);
-        assert_eq!(outcomes, [Outcome::First(0), Outcome::Over(0)]);
+        assert_eq!(outcomes, [Outcome::First(0, 1024), Outcome::Over(0)]);
         assert!((1.0..1.4).contains(&time), "{time}");
         assert!(engine.submit(&load, 1, Task::Whole));
         run(&mut engine, &load);

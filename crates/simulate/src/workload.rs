@@ -68,13 +68,15 @@ pub enum TraceError {
     },
 }
 
-/// Conversations: a system prompt that many share, then question and answer in turn.
+/// Conversations: a system prompt that many share, then question and answer in turn; or questions without a memory.
 #[derive(Clone, Debug)]
 pub struct Conversations {
     /// Different system prompts.
     pub systems: usize,
     /// Questions of a conversation.
     pub turns: usize,
+    /// Each question follows right on the system prompt, and is asked again and again, instead of on those before it.
+    pub again: bool,
     /// Tokens of a system prompt.
     pub system: u32,
     /// Tokens of a question.
@@ -274,34 +276,77 @@ impl Workload {
 }
 
 impl Conversations {
-    /// The requests. They come independently of how fast they are answered; each is the next turn of the next
-    /// conversation of some system prompt.
+    /// The requests. They come independently of how fast they are answered.
     #[must_use]
     pub fn workload(&self) -> Workload {
         let mut out = Workload::empty("conversations".to_owned(), self.block_tokens);
         let mut numbers = Numbers::new(self.seed);
-        // Of each system prompt: its conversation, and the turn that comes next.
-        let mut next = vec![(0u64, 0usize); self.systems.max(1)];
-        let (mut now, turns) = (0.0, self.turns.max(1));
+        let mut next = match self.again {
+            true => Next::again(self, &mut numbers),
+            false => Next::of_conversations(self),
+        };
+        let mut now = 0.0;
         for _ in 0..self.requests {
             now += numbers.wait(1e6 / self.rate.max(1e-6));
-            let system = numbers.below(next.len());
-            let (conversation, turn) = next[system];
-            next[system] = if turn + 1 == turns {
-                (conversation + 1, 0)
-            } else {
-                (conversation, turn + 1)
-            };
-            let turn = u32::try_from(turn).unwrap_or(u32::MAX);
+            let (system, own, turn) = next.question(self, &mut numbers);
             let input = self.system + self.question + turn * (self.question + self.answer);
             let shared = self.system / self.block_tokens;
             let blocks = (0..input / self.block_tokens).map(|i| {
-                let owner = if i < shared { 0 } else { conversation + 1 };
+                let owner = if i < shared { 0 } else { own + 1 };
                 mix(mix(mix(system as u64) ^ owner).wrapping_add(u64::from(i)))
             });
             out.push(now as u64, (input, self.answer), blocks);
         }
         out
+    }
+}
+
+/// Which question comes next.
+enum Next {
+    /// The next one of the conversation of some system prompt: of each, its conversation and turn.
+    Turn(Vec<(u64, usize)>),
+    /// The next in an order that is gone through again and again: system prompts and their questions.
+    Again(Vec<(usize, u64)>, usize),
+}
+
+impl Next {
+    fn of_conversations(of: &Conversations) -> Self {
+        Self::Turn(vec![(0, 0); of.systems.max(1)])
+    }
+
+    fn again(of: &Conversations, numbers: &mut Numbers) -> Self {
+        let questions = 0..of.turns.max(1) as u64;
+        let mut all: Vec<(usize, u64)> = (0..of.systems.max(1))
+            .flat_map(|system| questions.clone().map(move |q| (system, q)))
+            .collect();
+        for i in (1..all.len()).rev() {
+            all.swap(i, numbers.below(i + 1));
+        }
+        Self::Again(all, 0)
+    }
+
+    /// Its system prompt; whose its other blocks are; how many questions and answers it follows on.
+    fn question(&mut self, of: &Conversations, numbers: &mut Numbers) -> (usize, u64, u32) {
+        match self {
+            Self::Turn(next) => {
+                let system = numbers.below(next.len());
+                let (conversation, turn) = next[system];
+                next[system] = match turn + 1 == of.turns.max(1) {
+                    true => (conversation + 1, 0),
+                    false => (conversation, turn + 1),
+                };
+                (
+                    system,
+                    conversation,
+                    u32::try_from(turn).unwrap_or(u32::MAX),
+                )
+            }
+            Self::Again(all, at) => {
+                let (system, question) = all[*at % all.len()];
+                *at += 1;
+                (system, question, 0)
+            }
+        }
     }
 }
 
@@ -390,6 +435,7 @@ mod tests {
         let made = Conversations {
             systems: 1,
             turns: 3,
+            again: false,
             system: 64,
             question: 32,
             answer: 16,
@@ -407,5 +453,28 @@ mod tests {
         assert!(blocks[2].starts_with(blocks[1]) && blocks[1].starts_with(blocks[0]));
         assert_eq!(blocks[3][..4], blocks[0][..4]);
         assert_ne!(blocks[3][4], blocks[0][4]);
+    }
+
+    #[test]
+    fn questions_without_a_memory_come_again_in_the_same_order() {
+        let made = Conversations {
+            systems: 2,
+            turns: 3,
+            again: true,
+            system: 64,
+            question: 32,
+            answer: 16,
+            requests: 12,
+            rate: 1.0,
+            block_tokens: 16,
+            seed: 1,
+        };
+        let made = made.workload();
+        let blocks: Vec<&[u64]> = made.asks.iter().map(|a| made.blocks(a)).collect();
+        assert!(blocks.iter().all(|b| b.len() == 6));
+        assert_eq!(blocks[..6], blocks[6..]);
+        // Two system prompts of four blocks, six questions of two.
+        let different: FxHashSet<u64> = made.blocks.iter().copied().collect();
+        assert_eq!(different.len(), 2 * 4 + 6 * 2);
     }
 }

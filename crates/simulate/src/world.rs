@@ -1,20 +1,22 @@
-//! A fleet in virtual time: requests come, a picker sends them somewhere, servers work on them.
+//! A fleet in virtual time: requests come, the scheduler sends them somewhere, servers work on them.
+//!
+//! What stands between them and the scheduler is done as `baton_fleet` does it for real servers: an [`Account`] each, asked
+//! for its load at every decision; told when a request is sent, when its answer begins, and when it is over.
 
 use crate::engine::{Engine, EngineModel, Outcome, Task};
 use crate::figures::Figures;
-use crate::policy::{Flight, Picked, Picker, Policy, Prompt, Said, View};
+use crate::numbers::mix;
+use crate::policy::Policy;
 use crate::pool::Change;
 use crate::workload::Workload;
-use baton_scheduler::{Costs, EndpointId};
+use baton_kv::{BlockEvent, EngineHash, Removed, Stored};
+use baton_scheduler::{
+    Account, BlockHash, Costs, Endpoint, EndpointId, Health, Prefill, PrefixIndex, Prompt, Request,
+    Role, Said, Scheduler, Shares, TokenHasher, TokenPrompt,
+};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
-
-/// What a second counts by which an answer that runs already is delayed, beside one before a first token.
-const DELAY_OF_OTHERS: f64 = 0.1;
-
-/// Seconds between a prompt's KV being there and the first token: the step under way, and one for the last prompt token.
-const HAND_OVER: f64 = 0.03;
 
 /// A fleet and its circumstances.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,7 +57,7 @@ pub enum Split {
     /// It is.
     Always,
     /// If it has so many uncached tokens.
-    AtLeast(u64),
+    AtLeast(u32),
     /// If the first token is expected sooner that way.
     Sooner,
 }
@@ -95,17 +97,19 @@ enum Event {
 #[derive(Clone, Copy, Debug, Default)]
 struct Way {
     decode: usize,
-    /// The prefill server, while it computes the prompt.
     prefill: Option<usize>,
-    /// What counts as queued for it.
-    queued: u64,
-    /// The same as work, until there is an answer.
-    work: Option<f64>,
+    /// Whether its prompt is still being computed elsewhere.
+    elsewhere: bool,
+    /// What it counts at its servers.
+    shares: Shares,
+    /// Tokens that the prefill server computed.
+    computed: usize,
     first: u64,
 }
 
 struct Server {
     engine: Engine,
+    account: Account,
     working: bool,
     /// Counts replacements, so that steps of the one before do not count.
     age: u32,
@@ -116,13 +120,18 @@ struct Server {
 struct World<'a> {
     load: &'a Workload,
     setup: &'a Setup,
-    picker: Picker,
+    policy: Policy,
+    scheduler: Scheduler,
+    hasher: TokenHasher,
+    turn: u64,
     servers: Vec<Server>,
-    views: Vec<View>,
+    /// The servers as the scheduler sees them, in the same order.
+    snapshot: Vec<Endpoint>,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     count: u64,
     now: u64,
     ways: Vec<Way>,
+    /// Of requests that are under way.
     prompts: Vec<Option<Prompt>>,
     open: usize,
     next_id: u32,
@@ -131,7 +140,7 @@ struct World<'a> {
     outcomes: Vec<Outcome>,
 }
 
-/// Runs `load` through a fleet whose picker follows `policy`. The same arguments give the same figures.
+/// Runs `load` through a fleet whose scheduler follows `policy`. The same arguments give the same figures.
 #[must_use]
 pub fn run(load: &Workload, setup: &Setup, policy: Policy) -> Figures {
     let mut world = World::new(load, setup, policy);
@@ -144,12 +153,23 @@ pub fn run(load: &Workload, setup: &Setup, policy: Policy) -> Figures {
 
 impl<'a> World<'a> {
     fn new(load: &'a Workload, setup: &'a Setup, policy: Policy) -> Self {
+        let plan = policy.plan(setup, load.block_tokens);
+        let hasher = TokenHasher::new(mix(setup.seed));
+        let precise = plan.precise_index(hasher);
+        let index = PrefixIndex::new(plan.approximate.per_server);
+        let mut scheduler = Scheduler::new(plan, index);
+        if let Some(precise) = precise {
+            scheduler = scheduler.with_precise(precise);
+        }
         let mut world = Self {
             load,
             setup,
-            picker: Picker::new(policy, setup.costs, setup.seed),
+            policy,
+            scheduler,
+            hasher,
+            turn: setup.seed,
             servers: Vec::new(),
-            views: Vec::new(),
+            snapshot: Vec::new(),
             events: BinaryHeap::new(),
             count: 0,
             now: 0,
@@ -161,13 +181,14 @@ impl<'a> World<'a> {
             figures: Figures::default(),
             outcomes: Vec::new(),
         };
+        // Those that do everything have no label, so that no plan has them compute each other's prompts.
         let roles = [
-            (setup.prefill, true, false),
-            (setup.decode, false, true),
-            (setup.both, false, true),
+            (setup.prefill, Role::Prefill),
+            (setup.decode, Role::Decode),
+            (setup.both, Role::Unlabelled),
         ];
-        for (n, prefills, decodes) in roles {
-            (0..n).for_each(|_| world.add_server(prefills, decodes));
+        for (n, role) in roles {
+            (0..n).for_each(|_| world.add_server(role));
         }
         if !load.asks.is_empty() {
             world.at(world.arrival(0), Event::Arrive(0));
@@ -184,37 +205,29 @@ impl<'a> World<'a> {
         self.events.push(Reverse((time, self.count, event)));
     }
 
-    fn add_server(&mut self, prefills: bool, decodes: bool) {
-        let (id, engine) = self.fresh(prefills);
+    fn add_server(&mut self, role: Role) {
+        let (endpoint, engine) = self.fresh(role);
+        self.snapshot.push(endpoint);
         self.servers.push(Server {
             engine,
+            account: Account::default(),
             working: false,
             age: 0,
             reports: Vec::new(),
             reporting: false,
         });
-        self.views.push(View {
-            id,
-            decodes,
-            prefills,
-            here: true,
-            said: Said::default(),
-            flight: Flight::default(),
-        });
     }
 
-    fn fresh(&mut self, prefills: bool) -> (EndpointId, Engine) {
+    fn fresh(&mut self, role: Role) -> (Endpoint, Engine) {
         let mut model = self.setup.model;
-        if prefills {
+        if role == Role::Prefill {
             model.batch_tokens = self.setup.prefill_batch_tokens;
         }
         let id = EndpointId(self.next_id);
         self.next_id += 1;
-        self.picker.capacity(id, self.setup.blocks);
-        (
-            id,
-            Engine::new(model, self.setup.blocks, self.picker.is_precise()),
-        )
+        self.scheduler.set_cache_size(id, self.setup.blocks);
+        let engine = Engine::new(model, self.setup.blocks, self.policy.is_precise());
+        (Endpoint::new(id, role), engine)
     }
 
     fn handle(&mut self, event: Event) {
@@ -233,8 +246,8 @@ impl<'a> World<'a> {
                 let its = &mut self.servers[server];
                 its.reporting = false;
                 let reports = std::mem::take(&mut its.reports);
-                if self.views[server].here {
-                    self.picker.reported(self.views[server].id, &reports);
+                if self.is_here(server) {
+                    self.reported(server, &reports);
                 }
             }
             Event::Replace => self.replace(),
@@ -251,90 +264,93 @@ impl<'a> World<'a> {
             self.at(self.arrival(ask + 1), Event::Arrive(ask + 1));
         }
         let its = &self.load.asks[ask];
-        let prompt = self
-            .picker
-            .prompt(self.load.blocks(its), its.input, self.load.block_tokens);
+        let blocks = self.load.blocks(its);
+        self.figures.blocks += blocks.len() as u64;
+        let hashes = blocks.iter().map(|&id| BlockHash::new(mix(id)));
+        let prompt = Prompt::of_blocks(hashes.collect(), self.load.block_tokens, its.input);
+        let keys = self.scheduler.precise().map(|index| {
+            let tokens: Vec<u32> = (blocks.iter())
+                .flat_map(|&id| tokens_of(id, self.load.block_tokens))
+                .collect();
+            let prompt = TokenPrompt {
+                tokens: &tokens,
+                ..TokenPrompt::default()
+            };
+            self.hasher.keys(&prompt, index.block_sizes())
+        });
+        let request = Request {
+            keys: keys.as_ref(),
+            now: self.time(),
+            ..Request::new(&prompt)
+        };
+        self.dispatch(ask, &request);
         self.prompts[ask] = Some(prompt);
-        self.figures.blocks += self.load.blocks(its).len() as u64;
-        self.dispatch(ask);
     }
 
     /// Chooses servers for a request, and sends it there.
-    fn dispatch(&mut self, ask: usize) {
-        let Some(prompt) = self.prompts[ask].take() else {
-            return;
-        };
-        let now = self.time();
-        let picked = self.picker.pick(&self.views, &prompt, now, |v| v.decodes);
-        let Some(decode) = picked else {
+    fn dispatch(&mut self, ask: usize, request: &Request<'_>) {
+        self.refresh(request.now);
+        self.turn += 1;
+        let decided = self.scheduler.decide(&self.snapshot, request, self.turn);
+        let Ok(decision) = decided else {
             self.refuse(ask);
             return;
         };
-        self.views[decode.at].flight.active += 1;
-        let prefill = self
-            .picker
-            .pick(&self.views, &prompt, now, |v| v.prefills)
-            .filter(|prefill| match self.setup.split {
-                Split::Never => false,
-                Split::Always => true,
-                Split::AtLeast(least) => decode.uncached >= least,
-                Split::Sooner => self.is_sooner_there(prefill, &decode),
-            });
-        let worker = prefill.unwrap_or(decode);
-        let flight = &mut self.views[worker.at].flight;
-        flight.queued += worker.uncached;
-        flight.backlog.send(worker.work, now);
-        self.ways[ask] = Way {
-            decode: decode.at,
-            prefill: prefill.map(|p| p.at),
-            queued: worker.uncached,
-            work: Some(worker.work),
-            first: 0,
+        self.scheduler.sent(request, &decision);
+        let shares = self.scheduler.plan().shares(&decision);
+        let place = |id| self.snapshot.iter().position(|e| e.id == id);
+        let prefill = match decision.prefill {
+            Prefill::At(id, _) => place(id),
+            _ => None,
         };
-        self.picker
-            .sent(self.views[decode.at].id, &prompt, self.now);
-        if let Some(prefill) = prefill {
+        let Some(decode) = place(decision.decode) else {
+            return;
+        };
+        self.servers[decode]
+            .account
+            .sent(shares.decode, request.now);
+        if let Some(at) = prefill {
             self.figures.split += 1;
-            self.views[prefill.at].flight.active += 1;
-            self.picker
-                .sent(self.views[prefill.at].id, &prompt, self.now);
+            self.servers[at].account.sent(shares.prefill, request.now);
         }
-        self.prompts[ask] = Some(prompt);
-        let task = if prefill.is_some() {
-            Task::Prompt
-        } else {
-            Task::Whole
+        self.ways[ask] = Way {
+            decode,
+            prefill,
+            elsewhere: prefill.is_some(),
+            shares,
+            ..Way::default()
         };
-        self.submit(worker.at, ask, task);
+        match prefill {
+            Some(at) => self.submit(at, ask, Task::Prompt),
+            None => self.submit(decode, ask, Task::Whole),
+        }
+    }
+
+    /// Brings what the scheduler sees up to date.
+    fn refresh(&mut self, now: Duration) {
+        for (endpoint, server) in self.snapshot.iter_mut().zip(&self.servers) {
+            endpoint.load = server.account.load(now);
+            if !self.policy.knows_a_pace() {
+                endpoint.load.queued_work = server.account.queued_work();
+            }
+        }
     }
 
     fn time(&self) -> Duration {
         Duration::from_micros(self.now)
     }
 
-    /// Seconds until a server would have computed a prompt, as far as a picker can know.
-    fn time_to_first(&self, picked: &Picked) -> f64 {
-        let view = &self.views[picked.at];
-        let pace = &self.picker.paces[usize::from(view.prefills)];
-        (view.flight.backlog.left(self.time(), pace) + picked.work) / pace.per_second()
-    }
-
-    /// Whether a prompt is better computed on its prefill server. Beside running answers it would delay all of them, too.
-    fn is_sooner_there(&self, prefill: &Picked, decode: &Picked) -> bool {
-        let view = &self.views[decode.at];
-        let pace = self.picker.paces[0].per_second();
-        let others = f64::from(view.flight.active) * decode.work / pace * DELAY_OF_OTHERS;
-        let there = self.time_to_first(prefill) + self.tail(decode.uncached, prefill.uncached);
-        there + HAND_OVER < self.time_to_first(decode) + others
+    fn is_here(&self, server: usize) -> bool {
+        self.snapshot[server].health == Health::Healthy
     }
 
     /// Seconds that KV is under way after the last token of a prompt is computed: what could not be sent before, and
     /// at least the last step's.
-    fn tail(&self, missing: u64, computed: u64) -> f64 {
+    fn tail(&self, missing: usize, computed: usize) -> f64 {
         let model = &self.setup.model;
         let all = missing as f64 * model.kv_bytes / model.link;
-        let last = missing.min(self.setup.prefill_batch_tokens as u64) as f64 * model.kv_bytes
-            / model.link;
+        let last =
+            missing.min(self.setup.prefill_batch_tokens) as f64 * model.kv_bytes / model.link;
         // A step's layers are sent while the next ones are computed: of the last step a tenth is left.
         0.001 + (all - computed as f64 / model.prefill_rate).max(last * 0.1)
     }
@@ -348,10 +364,16 @@ impl<'a> World<'a> {
 
     /// A request can never fit on its server.
     fn give_up(&mut self, ask: usize) {
-        self.release_queued(ask);
         let way = self.ways[ask];
-        for at in [Some(way.decode), way.prefill].into_iter().flatten() {
-            self.views[at].flight.active -= 1;
+        let shares = [
+            (Some(way.decode), way.shares.decode),
+            (way.prefill, way.shares.prefill),
+        ];
+        for (at, share) in shares {
+            let Some(at) = at else { continue };
+            let account = &mut self.servers[at].account;
+            account.given_up(share);
+            account.over(share);
             self.renew_if_idle(at);
         }
         self.refuse(ask);
@@ -383,7 +405,7 @@ impl<'a> World<'a> {
         server.engine.end(self.load, &mut outcomes);
         for outcome in outcomes.drain(..) {
             match outcome {
-                Outcome::First(ask) => self.first(at, ask),
+                Outcome::First(ask, computed) => self.first(at, ask, computed),
                 Outcome::Over(ask) => self.over(at, ask),
             }
         }
@@ -391,14 +413,24 @@ impl<'a> World<'a> {
         self.work(at);
     }
 
-    fn first(&mut self, at: usize, ask: usize) {
-        self.release_queued(ask);
-        if self.ways[ask].prefill.is_some() {
+    /// The prompt of a request is computed; if that was where it is answered, the answer begins.
+    fn first(&mut self, at: usize, ask: usize, computed: usize) {
+        if self.ways[ask].elsewhere {
+            self.ways[ask].computed = computed;
             return;
         }
         self.ways[ask].first = self.now;
-        if let Some(prompt) = self.prompts[ask].as_ref().filter(|_| self.views[at].here) {
-            self.picker.answered(self.views[at].id, prompt);
+        let (way, now) = (self.ways[ask], self.time());
+        self.servers[at].account.answered(way.shares.decode, now);
+        if let Some(prefill) = way.prefill {
+            let account = &mut self.servers[prefill].account;
+            account.answered(way.shares.prefill, now);
+            account.over(way.shares.prefill);
+            self.renew_if_idle(prefill);
+        }
+        if let Some(prompt) = self.prompts[ask].as_ref().filter(|_| self.is_here(at)) {
+            let id = self.snapshot[at].id;
+            self.scheduler.answered(prompt, id);
         }
         self.figures
             .first
@@ -406,13 +438,12 @@ impl<'a> World<'a> {
     }
 
     fn over(&mut self, at: usize, ask: usize) {
-        self.views[at].flight.active -= 1;
-        if self.ways[ask].prefill.take().is_some() {
-            self.hand_over(at, ask);
-            self.renew_if_idle(at);
+        if std::mem::take(&mut self.ways[ask].elsewhere) {
+            self.hand_over(ask);
             return;
         }
         let way = self.ways[ask];
+        self.servers[at].account.over(way.shares.decode);
         self.open -= 1;
         self.prompts[ask] = None;
         let output = self.load.asks[ask].output;
@@ -426,45 +457,52 @@ impl<'a> World<'a> {
     }
 
     /// A prompt is computed: its KV moves to the server that answers.
-    fn hand_over(&mut self, prefill: usize, ask: usize) {
+    fn hand_over(&mut self, ask: usize) {
         let its = &self.load.asks[ask];
-        if let Some(prompt) = self.prompts[ask]
-            .as_ref()
-            .filter(|_| self.views[prefill].here)
-        {
-            self.picker.answered(self.views[prefill].id, prompt);
-        }
-        let decode = &self.servers[self.ways[ask].decode].engine;
-        let there =
-            decode.pool().matched(self.load.blocks(its)) as u64 * u64::from(self.load.block_tokens);
-        let missing = u64::from(its.input).saturating_sub(there);
-        let seconds = self.tail(missing, self.ways[ask].queued);
+        let way = self.ways[ask];
+        let decode = &self.servers[way.decode].engine;
+        let there = decode.pool().matched(self.load.blocks(its)) * self.load.block_tokens as usize;
+        let missing = (its.input as usize).saturating_sub(there);
+        let seconds = self.tail(missing, way.computed);
         self.at(self.now + (seconds * 1e6) as u64, Event::Moved(ask));
     }
 
-    fn release_queued(&mut self, ask: usize) {
-        let way = &mut self.ways[ask];
-        let at = way.prefill.unwrap_or(way.decode);
-        let now = Duration::from_micros(self.now);
-        let View {
-            flight, prefills, ..
-        } = &mut self.views[at];
-        if let Some(work) = way.work.take() {
-            flight.queued -= way.queued.min(flight.queued);
-            let pace = &mut self.picker.paces[usize::from(*prefills)];
-            flight.backlog.answer(work, now, pace);
-        }
-    }
-
     fn scrape(&mut self) {
-        for (view, server) in self.views.iter_mut().zip(&self.servers) {
-            view.said = Said {
-                waiting: server.engine.waiting(),
-                kv_usage: server.engine.pool().usage(),
-            };
+        for server in &mut self.servers {
+            server.account.said(Said {
+                waiting: server.engine.waiting() as u32,
+                running: server.engine.running() as u32,
+                kv_usage: server.engine.pool().usage() as f32,
+                sent: server.account.requests(),
+                until: Duration::MAX,
+            });
         }
         if self.open > 0 {
             self.at(self.now + self.setup.scrape_every.max(1), Event::Scrape);
+        }
+    }
+
+    /// A server reports what changed in its cache.
+    fn reported(&mut self, server: usize, changes: &[Change]) {
+        let (id, block_size) = (self.snapshot[server].id, self.load.block_tokens);
+        let Some(index) = self.scheduler.precise() else {
+            return;
+        };
+        for change in changes {
+            let event = match *change {
+                Change::Stored(parent, block) => BlockEvent::Stored(Stored {
+                    hashes: vec![EngineHash(block)],
+                    parent: parent.map(EngineHash),
+                    tokens: tokens_of(block, block_size).collect(),
+                    block_size,
+                    ..Stored::default()
+                }),
+                Change::Removed(block) => BlockEvent::Removed(Removed {
+                    hashes: vec![EngineHash(block)],
+                    ..Removed::default()
+                }),
+            };
+            index.apply(id, "", &event);
         }
     }
 
@@ -487,41 +525,47 @@ impl<'a> World<'a> {
             return;
         };
         self.at(self.now + every, Event::Replace);
-        self.figures.remembered = self.figures.remembered.max(self.picker.remembered());
-        if self.views.iter().any(|v| !v.here) {
+        self.note_remembered();
+        if (0..self.servers.len()).any(|at| !self.is_here(at)) {
             return;
         }
         let at = self.replaced % self.servers.len();
         self.replaced += 1;
-        self.views[at].here = false;
-        self.picker.forget(self.views[at].id);
+        self.snapshot[at].health = Health::Draining;
+        self.scheduler.forget(self.snapshot[at].id);
         self.renew_if_idle(at);
     }
 
     fn renew_if_idle(&mut self, at: usize) {
-        let view = self.views[at];
-        if view.here || view.flight.active > 0 {
+        if self.is_here(at) || self.servers[at].account.requests() > 0 {
             return;
         }
-        let (id, engine) = self.fresh(view.prefills);
+        let (endpoint, engine) = self.fresh(self.snapshot[at].role);
+        self.snapshot[at] = endpoint;
         let server = &mut self.servers[at];
         self.figures.work_of(at, &server.engine);
-        server.engine = engine;
+        (server.engine, server.account) = (engine, Account::default());
         server.reports.clear();
         (server.working, server.age) = (false, server.age + 1);
-        self.views[at] = View {
-            id,
-            here: true,
-            said: Said::default(),
-            ..view
-        };
+    }
+
+    fn note_remembered(&mut self) {
+        let reported = self.scheduler.precise().map_or(0, |index| index.len());
+        let now = self.scheduler.cached_blocks() + reported;
+        self.figures.remembered = self.figures.remembered.max(now);
     }
 
     fn finish(mut self) -> Figures {
         for (at, server) in self.servers.iter().enumerate() {
             self.figures.work_of(at, &server.engine);
         }
-        self.figures.remembered = self.figures.remembered.max(self.picker.remembered());
+        self.note_remembered();
         self.figures.finish(self.setup)
     }
+}
+
+/// The tokens of a block: its id, and zeros.
+fn tokens_of(id: u64, block_tokens: u32) -> impl Iterator<Item = u32> {
+    let id = [id as u32, (id >> 32) as u32].into_iter();
+    id.chain(std::iter::repeat(0)).take(block_tokens as usize)
 }

@@ -4,8 +4,8 @@ use super::fields::Fields;
 use super::plugins::Is;
 use super::supply::{Supplies, approximate_fields};
 use crate::{
-    Concurrency, Counted, Decider, Detector, Filter, Measure, OnUnavailable, Picker, Picking,
-    Requirement, Roles, Scorer, SessionStrategy, Source, StageOrder, Utilization,
+    Concurrency, Costs, Counted, Decider, Detector, Filter, Measure, OnUnavailable, Picker,
+    Picking, Requirement, Roles, Scorer, SessionStrategy, Sooner, Source, StageOrder, Utilization,
 };
 use std::time::Duration;
 
@@ -358,10 +358,22 @@ pub(super) fn latency(f: &mut Fields<'_, '_>, supplies: &mut Supplies) -> Is {
 
 /// Ours.
 pub(super) fn least_work(f: &mut Fields<'_, '_>, supplies: &mut Supplies) -> Is {
+    let usual = Costs::default();
+    let costs = Costs {
+        queued: f.number("queuedTokenWeight", usual.queued, (0.0, 1e6)),
+        crowd: f.number("crowdWeight", usual.crowd, (0.0, 1e6)),
+        active: f.number("tokensPerRequest", usual.active, (0.0, 1e9)),
+        double_at: f.number("doubleWorkAtTokens", usual.double_at, POSITIVE),
+    };
+    if supplies.costs.is_some_and(|said| said != costs) {
+        f.wrong(
+            "queuedTokenWeight",
+            "work is weighed differently in another plugin",
+        );
+    }
+    supplies.costs = Some(costs);
     let best = best_source(supplies);
     Is::Scorer(Scorer::LeastWork {
-        queued: f.number("queuedTokenWeight", 0.05, (0.0, 1e6)),
-        per_request: f.number("tokensPerRequest", 10.0, (0.0, 1e9)),
         source: source(f, supplies, "prefixMatchInfoProducerName", best),
     })
 }
@@ -575,6 +587,21 @@ pub(super) fn prefix_based(f: &mut Fields<'_, '_>, supplies: &mut Supplies) -> I
         prompt_at_least,
         source,
     })
+}
+
+/// Ours.
+pub(super) fn sooner(f: &mut Fields<'_, '_>, supplies: &mut Supplies) -> Is {
+    let usual = Sooner::default();
+    let micros = f.number("kvMicrosecondsPerToken", usual.per_token * 1e6, (0.0, 1e6));
+    let hand_over = f.duration("handOver", Duration::from_secs_f64(usual.hand_over));
+    let best = best_source(supplies);
+    Is::Decider(Decider::Sooner(Sooner {
+        at_least: f.count("nonCachedTokens", usual.at_least, 1),
+        hand_over: hand_over.as_secs_f64(),
+        per_token: micros / 1e6,
+        delay: f.number("delayWeight", usual.delay, (0.0, 1e6)),
+        source: source(f, supplies, "prefixMatchInfoProducerName", best),
+    }))
 }
 
 pub(super) fn utilization(f: &mut Fields<'_, '_>, supplies: &mut Supplies) -> Is {

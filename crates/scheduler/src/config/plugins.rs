@@ -85,6 +85,7 @@ pub(super) const TYPES: &[(&str, Read)] = &[
     ("always-disagg-multimodal-decider", decide::multimodal),
     ("never-disagg-pd-decider", decide::never),
     ("prefix-based-pd-decider", decide::prefix_based),
+    ("sooner-pd-decider", decide::sooner),
     ("utilization-detector", decide::utilization),
     ("concurrency-detector", decide::concurrency),
     ("approx-prefix-cache-producer", supply::approximate),

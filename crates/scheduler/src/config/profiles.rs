@@ -5,7 +5,7 @@ use super::fields::{Fields, did_you_mean};
 use super::plugins::{Is, Plugin, Plugins};
 use crate::{
     Decider, Detector, Filter, Handler, Named, Picker, Picking, Plan, Profile, ProfileIdx, Scorer,
-    Source, Stages, Weighted,
+    Sooner, Source, Stages, Weighted,
 };
 use serde_json::{Value, json};
 
@@ -297,7 +297,10 @@ pub(super) fn asks_precise(plan: &Plan) -> bool {
             prefill_if: Decider::Uncached {
                 source: Source::Precise,
                 ..
-            },
+            } | Decider::Sooner(Sooner {
+                source: Source::Precise,
+                ..
+            }),
             ..
         })
     );

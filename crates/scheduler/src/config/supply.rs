@@ -5,7 +5,9 @@ use super::fields::Fields;
 use super::plugins::Is;
 use crate::engines::{CacheInfo, EngineMetrics, MetricSpec};
 use crate::flow::{Fairness, Ordering};
-use crate::{Approximate, Events, InFlight, Precise, Scorer, SessionStrategy, Shedding, Source};
+use crate::{
+    Approximate, Costs, Events, InFlight, Precise, Scorer, SessionStrategy, Shedding, Source,
+};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -23,6 +25,7 @@ pub(super) struct Supplies {
     pub(super) recently_used: usize,
     pub(super) shedding: Option<Shedding>,
     pub(super) in_flight: Option<InFlight>,
+    pub(super) costs: Option<Costs>,
     pub(super) tokens: Tokens,
     pub(super) attributes: Vec<Attribute>,
     pub(super) shows_served: bool,

@@ -12,7 +12,7 @@
 
 use super::*;
 use crate::workspace::may_take;
-use crate::{Health, Policy, PromptHasher, Role};
+use crate::{Health, Policy, PromptHasher, Role, Weights};
 use proptest::prelude::*;
 use std::fmt::Write as _;
 
@@ -74,6 +74,26 @@ impl World {
     }
 }
 
+/// Several scorers, as the upstream guide for prefill and decode apart weighs them.
+fn weighted(pd_threshold: Option<u32>) -> Policy {
+    Policy {
+        decode: Weights {
+            prefix_cache_scorer: 2.0,
+            active_request_scorer: 2.0,
+            kv_cache_utilization_scorer: 1.0,
+            ..Weights::default()
+        },
+        prefill: Weights {
+            prefix_cache_scorer: 3.0,
+            queue_scorer: 2.0,
+            active_request_scorer: 2.0,
+            ..Weights::default()
+        },
+        pd_threshold,
+        ..Policy::default()
+    }
+}
+
 fn prompt(text: &str) -> Prompt {
     let (word, tokens) = text.split_once('*').unwrap();
     let bytes: Vec<u8> = word
@@ -113,17 +133,13 @@ fn ask(world: &World, scheduler: &mut Scheduler, words: &[&str]) -> String {
 
 fn check(scenario: &str) {
     let mut world = World::default();
-    let mut scheduler = Scheduler::new(Policy::default(), PrefixIndex::new(1000));
+    let mut scheduler = Scheduler::new(weighted(Some(128)), PrefixIndex::new(1000));
     for line in scenario.lines().map(str::trim).filter(|l| !l.is_empty()) {
         let words: Vec<&str> = line.split_whitespace().collect();
         match (words[0], words.get(1).copied()) {
             ("threshold", value) => {
                 let pd_threshold = value.unwrap().parse().ok();
-                scheduler.plan = Policy {
-                    pd_threshold,
-                    ..Policy::default()
-                }
-                .into();
+                scheduler.plan = weighted(pd_threshold).into();
             }
             ("forget", name) => scheduler.forget(world.id(name.unwrap())),
             ("ask", _) => {
@@ -342,7 +358,7 @@ fn any_fleet() -> impl Strategy<Value = Vec<Endpoint>> {
 proptest! {
     #[test]
     fn whoever_is_chosen_may_be(fleet in any_fleet(), asks in prop::collection::vec((0usize..4, 0u64..9), 1..12), avoid in 0u32..8) {
-        let mut scheduler = Scheduler::new(Policy::default(), PrefixIndex::new(50));
+        let mut scheduler = Scheduler::new(weighted(Some(128)), PrefixIndex::new(50));
         for (text, turn) in asks {
             let prompt = prompt(["a*10", "a*300", "a*700", "b*300"][text]);
             let avoid = [EndpointId(avoid)];
@@ -371,7 +387,7 @@ proptest! {
         let decide = |fleet: &[Endpoint]| {
             let prompt = prompt("a*300");
             let request = Request { model: Some("m"), ..Request::new(&prompt) };
-            Scheduler::new(Policy::default(), PrefixIndex::new(50)).decide(fleet, &request, turn)
+            Scheduler::new(weighted(Some(128)), PrefixIndex::new(50)).decide(fleet, &request, turn)
         };
         let mut reversed = fleet.clone();
         reversed.reverse();

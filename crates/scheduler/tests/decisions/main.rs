@@ -2,7 +2,8 @@
 //!
 //! A scenario is a list of lines, done in order:
 //! ```text
-//! NAME ROLE [waiting N] [running N] [active N] [tokens N] [queued N] [kv F] [stale] [down] [label K=V] [loras a,b/c/MAX]
+//! NAME ROLE [waiting N] [running N] [active N] [tokens N] [queued N] [work F] [pace F] [kv F] [stale] [down]
+//!     [label K=V] [loras a,b/c/MAX]
 //! has NAME TEXT*N                      the server has computed this prompt
 //! reports NAME TEXT*N [host]           it says so, of its device's or its host's memory
 //! ask TEXT*N [OPTION VALUE]... => d0 | d0 + p0 | d0, no prefill server | ... | busy | nobody | not cached
@@ -282,26 +283,102 @@ fn long_matches_count_more_if_that_is_asked_for() {
     );
 }
 
+const LEAST_WORK: &str = include_str!("../configs/least-work.yaml");
+
 #[test]
 fn the_first_token_comes_soonest_where_the_least_is_to_be_done_before_it() {
+    // A token counts more at a long context: 1280 of 1280 at 26,000 to double are 1311.5, the last 640 are 663.6.
     check(
         &one_profile(
-            "least-work-scorer {queuedTokenWeight: 0.5, tokensPerRequest: 10}
+            "least-work-scorer {queuedTokenWeight: 0.5, crowdWeight: 0, tokensPerRequest: 10, doubleWorkAtTokens: 26000}
              approx-prefix-cache-producer {autoTune: false, blockSizeTokens: 64}",
         ),
-        "a - queued 400
+        "a - queued 1 work 400
          b - active 6
          c -
          has a story*640
          ask story*1280 => a
          why default a => least-work-scorer 1 = 1
          why default b => least-work-scorer 0 = 0
-         why default c => least-work-scorer 0.12 = 0.12
-         a - queued 4000
+         why default c => least-work-scorer 0.118 = 0.118
+         a - queued 9 work 4000
          ask story*1280 => c
          why default b => least-work-scorer 0.956 = 0.956
          ask story*1280 avoid a,b => c
          why default c => least-work-scorer 1 = 1",
+    );
+}
+
+#[test]
+fn our_own_way_weighs_a_wait_against_what_is_cached() {
+    check(
+        LEAST_WORK,
+        "d0 decode
+         d1 decode
+         p0 prefill
+         p1 prefill
+         has d0 story*6400
+         ask story*6480 => d0
+         d0 decode queued 1 work 50000
+         ask story*6480 => d0
+         d0 decode queued 1 work 100000
+         ask story*6480 => d1 + p0
+         has p1 story*6400
+         ask story*6480 => d1 + p1
+         why decode d0 => least-work-scorer 0 = 0
+         why prefill p0 => least-work-scorer 0 = 0
+         d0 decode active 1
+         d1 decode
+         ask new*100 => d1
+         ask new*128 => d1 + p0",
+    );
+}
+
+#[test]
+fn the_busier_all_are_the_less_a_wait_counts() {
+    check(
+        LEAST_WORK,
+        "d0 decode queued 1 work 80000
+         d1 decode
+         has d0 story*6400
+         ask story*6464 => d1, no prefill server
+         d0 decode queued 4 work 80000
+         d1 decode queued 4 work 1000
+         ask story*6464 => d0",
+    );
+}
+
+#[test]
+fn a_prefill_server_is_used_when_that_is_expected_to_be_sooner() {
+    let sooner = LEAST_WORK
+        .replace("prefix-based-pd-decider", "sooner-pd-decider")
+        .replace(
+            "nonCachedTokens: 128",
+            "nonCachedTokens: 128, handOver: 100ms, kvMicrosecondsPerToken: 50, delayWeight: 0.5",
+        );
+    // 1000 tokens take about 0.1 s at a pace of 10,000.
+    check(
+        &sooner,
+        "d0 decode pace 10000
+         p0 prefill pace 10000
+         ask new*1000 => d0
+         d0 decode pace 10000 active 4
+         ask new*1000 => d0 + p0
+         ask new*127 => d0
+         p0 prefill pace 10000 queued 1 work 9000
+         ask new*1000 => d0
+         d0 decode pace 10000 queued 1 work 12000
+         ask new*1000 => d0 + p0
+         p0 prefill
+         d0 decode
+         ask new*1000 => d0
+         p0 prefill pace 30000
+         d0 decode pace 2000
+         ask new*1000 => d0 + p0
+         has p0 long*64000
+         d0 decode pace 100000
+         p0 prefill pace 100000
+         ask long*64000 => d0",
     );
 }
 
@@ -670,7 +747,9 @@ fn any_endpoint(id: u32) -> impl Strategy<Value = Endpoint> {
             active: active.max(waiting),
             unseen: active / 3,
             tokens,
-            queued_tokens: tokens / 3,
+            queued: active / 4,
+            queued_work: (tokens / 3) as f64,
+            pace: fresh.then_some(f64::from(waiting)),
             kv_usage,
             fresh,
         };
@@ -682,14 +761,14 @@ proptest! {
     #[test]
     fn the_order_of_endpoints_does_not_matter(
         fleet in (0u32..9).prop_flat_map(|n| (0..n).map(any_endpoint).collect::<Vec<_>>()).prop_shuffle(),
-        which in 0usize..5, turn in any::<u64>(), texts in prop::collection::vec(0usize..4, 1..5),
+        which in 0usize..6, turn in any::<u64>(), texts in prop::collection::vec(0usize..4, 1..5),
     ) {
         let everything = one_profile(
             "queue-scorer\nrunning-requests-size-scorer\nactive-request-scorer\ntoken-load-scorer\nload-aware-scorer
              kv-cache-utilization-scorer\nprefix-cache-scorer\nno-hit-lru-scorer\nlatency-scorer\nleast-work-scorer\nutilization-detector
              weighted-random-picker {maxNumOfEndpoints: 2}",
         );
-        let yaml = [PD, PD_FIRST, PD_SECOND, FLOW, &everything][which];
+        let yaml = [PD, PD_FIRST, PD_SECOND, FLOW, LEAST_WORK, &everything][which];
         let plan: Plan = load(&serde_norway::from_str(yaml).unwrap()).unwrap().plan;
         let hasher = PromptHasher::new(1).with_blocks(&plan.approximate);
         let decide = |fleet: &[Endpoint]| {

@@ -7,6 +7,7 @@ fn conversations(requests: usize) -> Workload {
     let made = Conversations {
         systems: 40,
         turns: 5,
+        again: false,
         system: 6000,
         question: 1200,
         answer: 100,
@@ -83,29 +84,49 @@ fn whoever_looks_for_prefixes_is_better_off_than_whoever_does_not() {
     assert!(precise.cached > 0.95 * ours.cached && ours.busiest < 1.3);
 }
 
+/// Requests that share nothing.
+fn strangers(question: u32, answer: u32) -> Workload {
+    let made = Conversations {
+        systems: 400,
+        turns: 1,
+        again: false,
+        system: 0,
+        question,
+        answer,
+        requests: 400,
+        rate: 1.0,
+        block_tokens: 64,
+        seed: 3,
+    };
+    made.workload()
+}
+
 #[test]
 fn choosing_whether_to_split_is_no_worse_than_always_or_never() {
-    let load = conversations(400);
     let apart = Setup {
         both: 0,
         prefill: 2,
         decode: 2,
         ..setup()
     };
-    let speed = capacity(&load, &apart);
-    let mean = |split| {
-        let setup = Setup {
-            split,
-            speed,
-            ..apart.clone()
+    let loads = [conversations(400), strangers(4000, 50), strangers(300, 200)];
+    for (load, part) in loads.iter().flat_map(|load| [(load, 0.6), (load, 1.0)]) {
+        let speed = part * capacity(load, &apart);
+        let mean = |split| {
+            let setup = Setup {
+                split,
+                speed,
+                ..apart.clone()
+            };
+            line(load, &setup, Policy::Ours).first_mean
         };
-        line(&load, &setup, Policy::Ours).first_mean
-    };
-    let chosen = mean(Split::Sooner);
-    assert!(
-        chosen < 1.02 * mean(Split::Always) && chosen < 1.02 * mean(Split::Never),
-        "{chosen}"
-    );
+        let [chosen, always, never] = [Split::Sooner, Split::Always, Split::Never].map(mean);
+        assert!(
+            chosen < 1.02 * always && chosen < 1.02 * never,
+            "{:?} at {part}: {chosen} always {always} never {never}",
+            load.asks[0]
+        );
+    }
 }
 
 /// An hour in which a server is replaced every minute.
