@@ -327,10 +327,6 @@ mod tests {
         server.set_silent(false);
         let pending = server.silence();
         drop(server);
-        assert!(
-            tokio::time::timeout(std::time::Duration::ZERO, pending)
-                .await
-                .is_err()
-        );
+        assert!(tokio::time::timeout(Duration::ZERO, pending).await.is_err());
     }
 }

@@ -108,13 +108,17 @@ async fn a_server_is_found_healthy_with_what_it_says_of_itself() {
     let server = watched.server(0);
     eventually(|| server.health() == Health::Healthy).await;
     assert_eq!(server.models().unwrap().len(), 2);
-    let load = server.load(0);
+    let load = server.load(Duration::ZERO);
     assert_eq!((load.waiting, load.active, load.kv_usage), (3, 5, 0.5));
-    assert!(server.load(watched.fleet.now()).fresh);
+    assert!(
+        server
+            .load(Duration::from_millis(watched.fleet.now()))
+            .fresh
+    );
     assert_eq!(&*server.adapters().unwrap().running[0], "a");
     assert_eq!(server.socket(), Some(fake.address));
     fake.set("/metrics", 200, "vllm:num_requests_waiting 0\n");
-    eventually(|| server.load(0).active == 0 && server.adapters().is_none()).await;
+    eventually(|| server.load(Duration::ZERO).active == 0 && server.adapters().is_none()).await;
 }
 
 #[tokio::test]
@@ -141,7 +145,8 @@ async fn names_are_resolved_and_metrics_may_be_elsewhere_in_another_engines_word
         .insert(LEGACY_ENGINE_LABEL.to_owned(), "sglang".to_owned());
     let watched = watched(&[spec]);
     let server = watched.server(0);
-    eventually(|| server.health() == Health::Healthy && server.load(0).waiting == 4).await;
+    eventually(|| server.health() == Health::Healthy && server.load(Duration::ZERO).waiting == 4)
+        .await;
     assert_eq!(server.models(), None);
     assert_eq!(server.socket().unwrap().port(), api.address.port());
 }
