@@ -451,7 +451,7 @@ impl Fleet {
     #[must_use]
     pub fn stale(&self) -> usize {
         let mut deciding = self.deciding.lock();
-        deciding.refresh(self, self.now());
+        deciding.refresh(self, self.began.elapsed());
         let is_stale = |e: &&Endpoint| e.health == Health::Healthy && !e.load.fresh;
         deciding.snapshot.iter().filter(is_stale).count()
     }

@@ -138,13 +138,8 @@ async fn attempt(gateway: &Gateway, journey: &mut Journey, route: Route) -> Outc
         () = decode.silence() => return Outcome::Lost,
         () = &mut journey.eviction => return Outcome::Evicted,
     };
-    // The prompt is done: the prefill server has no more work with this request.
     if let Some(prefill) = prefill {
-        if sent.as_ref().is_ok_and(|r| r.status().is_success()) {
-            prefill.answered();
-        }
-        drop(prefill);
-        journey.permit.iter().for_each(Permit::part_done);
+        prompt_done(prefill, journey, sent.as_ref().is_ok_and(is_success));
     }
     let response = match sent {
         Ok(response) => response,
@@ -156,7 +151,7 @@ async fn attempt(gateway: &Gateway, journey: &mut Journey, route: Route) -> Outc
     if is_event_stream(&response) {
         return Outcome::Stream(response, decode);
     }
-    if response.status().is_success() {
+    if is_success(&response) {
         decode.answered();
     }
     tokio::select! {
@@ -164,6 +159,19 @@ async fn attempt(gateway: &Gateway, journey: &mut Journey, route: Route) -> Outc
         () = decode.silence() => Outcome::Lost,
         () = &mut journey.eviction => Outcome::Evicted,
     }
+}
+
+/// The prefill server has no more work with this request; if all went well, the prompt is computed.
+fn prompt_done(prefill: Flight, journey: &Journey, well: bool) {
+    if well {
+        prefill.answered();
+    }
+    drop(prefill);
+    journey.permit.iter().for_each(Permit::part_done);
+}
+
+fn is_success(response: &Response<Incoming>) -> bool {
+    response.status().is_success()
 }
 
 /// A server that cannot be connected to gets nothing more until its probe finds it again.

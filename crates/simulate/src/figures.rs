@@ -11,6 +11,8 @@ pub struct Figures {
     pub(crate) first: Vec<f64>,
     /// Mean seconds between tokens of each answer.
     pub(crate) gaps: Vec<f64>,
+    /// Seconds to the last token, of all requests together.
+    pub(crate) whole: f64,
     /// Prompt blocks asked for.
     pub(crate) blocks: u64,
     /// Those that were cached where the prompt was computed.
@@ -42,6 +44,8 @@ pub struct Line {
     pub first: [f64; 3],
     /// Mean seconds to the first token.
     pub first_mean: f64,
+    /// Mean seconds to the last token.
+    pub whole_mean: f64,
     /// Seconds between tokens, mean of each answer: median and 99th percentile.
     pub gap: [f64; 2],
     /// Tokens of answers a second, from the first request to the end of the last answer.
@@ -86,6 +90,7 @@ impl Figures {
             busiest: most as f64 * computing.len() as f64 / sum.max(1) as f64,
             first: [0.5, 0.9, 0.99].map(|p| percentile(&self.first, p)),
             first_mean: self.first.iter().sum::<f64>() / self.first.len().max(1) as f64,
+            whole_mean: self.whole / self.first.len().max(1) as f64,
             gap: [0.5, 0.99].map(|p| percentile(&self.gaps, p)),
             rate: self.tokens as f64 / self.last.max(1e-9),
             split: self.split as f64 / requests,

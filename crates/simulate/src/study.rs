@@ -70,7 +70,7 @@ impl Study {
     }
 }
 
-const HEAD: [&str; 14] = [
+const HEAD: [&str; 15] = [
     "load",
     "policy",
     "cached",
@@ -79,6 +79,7 @@ const HEAD: [&str; 14] = [
     "p90",
     "p99",
     "mean",
+    "whole",
     "gap p50",
     "p99",
     "tokens/s",
@@ -87,7 +88,7 @@ const HEAD: [&str; 14] = [
     "remembered",
 ];
 
-fn row(load: f64, name: &str, line: &Line) -> [String; 14] {
+fn row(load: f64, name: &str, line: &Line) -> [String; 15] {
     let percent = |part: f64, digits: usize| format!("{:.digits$} %", 100.0 * part);
     let seconds = |time: f64, digits: usize| format!("{time:.digits$} s");
     let millis = |time: f64| format!("{:.1} ms", 1e3 * time);
@@ -100,6 +101,7 @@ fn row(load: f64, name: &str, line: &Line) -> [String; 14] {
         seconds(line.first[1], 2),
         seconds(line.first[2], 2),
         seconds(line.first_mean, 2),
+        seconds(line.whole_mean, 2),
         millis(line.gap[0]),
         millis(line.gap[1]),
         format!("{:.0}", line.rate),
@@ -109,8 +111,8 @@ fn row(load: f64, name: &str, line: &Line) -> [String; 14] {
     ]
 }
 
-fn columns<T: AsRef<str>>(row: &[T; 14]) -> String {
-    let widths = [5, 0, 8, 8, 10, 9, 9, 9, 9, 9, 9, 7, 7, 11];
+fn columns<T: AsRef<str>>(row: &[T; 15]) -> String {
+    let widths = [5, 0, 8, 8, 10, 9, 9, 9, 9, 9, 9, 9, 7, 7, 11];
     let mut out = String::new();
     for (text, width) in row.iter().map(AsRef::as_ref).zip(widths) {
         // Writing to a string cannot fail. Names stand left, numbers right.

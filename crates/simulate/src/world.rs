@@ -449,6 +449,7 @@ impl<'a> World<'a> {
         let output = self.load.asks[ask].output;
         self.figures.tokens += u64::from(output);
         self.figures.last = self.now as f64 / 1e6;
+        self.figures.whole += (self.now - self.arrival(ask)) as f64 / 1e6;
         if output > 1 {
             let gap = (self.now - way.first) as f64 / 1e6 / f64::from(output - 1);
             self.figures.gaps.push(gap);

@@ -122,11 +122,37 @@ fn choosing_whether_to_split_is_no_worse_than_always_or_never() {
         };
         let [chosen, always, never] = [Split::Sooner, Split::Always, Split::Never].map(mean);
         assert!(
-            chosen < 1.02 * always && chosen < 1.02 * never,
-            "{:?} at {part}: {chosen} always {always} never {never}",
+            chosen < 1.02 * always.min(never),
+            "{:?} at {part}: {chosen}, always {always}, never {never}",
             load.asks[0]
         );
     }
+}
+
+/// Prompts of some length beside answers: their first tokens may come a little later, so that answers flow.
+#[test]
+fn a_prompt_elsewhere_shortens_the_whole_request() {
+    let load = strangers(1500, 200);
+    let apart = Setup {
+        both: 0,
+        prefill: 2,
+        decode: 2,
+        ..setup()
+    };
+    let speed = 0.8 * capacity(&load, &apart);
+    let whole = |split| {
+        let setup = Setup {
+            split,
+            speed,
+            ..apart.clone()
+        };
+        line(&load, &setup, Policy::Ours).whole_mean
+    };
+    let [chosen, always, never] = [Split::Sooner, Split::Always, Split::Never].map(whole);
+    assert!(
+        chosen < 1.02 * always && chosen < 0.9 * never,
+        "{chosen} {always} {never}"
+    );
 }
 
 /// An hour in which a server is replaced every minute.
@@ -141,7 +167,10 @@ fn what_is_remembered_is_bounded_while_servers_come_and_go() {
     for policy in [Policy::Ours, Policy::OursPrecise] {
         let line = line(&load, &setup, policy);
         assert_eq!(line.failed, 0);
-        assert!(line.remembered <= setup.both * setup.blocks, "{line:?}");
+        // Where servers report, what was sent to them is remembered all the same.
+        let indices = 1 + usize::from(policy == Policy::OursPrecise);
+        let most = indices * setup.both * setup.blocks;
+        assert!(line.remembered <= most, "{line:?}");
     }
 }
 
