@@ -163,7 +163,11 @@ fn a_transfer_that_says_it_is_over_holds_nothing() {
     let done = Box::new(move |result: Outcome| {
         let is_whole = result.is_ok_and(|pulled| !pulled.more);
         let _ = gone.recv_timeout(PATIENCE);
-        let _ = tx.send(asked.upgrade().map(|client| (is_whole, client.stats().held)));
+        let _ = tx.send(
+            asked
+                .upgrade()
+                .map(|client| (is_whole, client.stats().held)),
+        );
     });
     let _guard = client.pull(&held, 0, 2, done);
     drop(held);
@@ -291,9 +295,7 @@ fn only_allowed_producers_are_connected_to() {
     ));
     let mut cfg = client_config();
     let port = params.remote_port;
-    cfg.peers = PeerPolicy::Allow(Arc::new(move |host, p| {
-        host == "127.0.0.1" && p != port
-    }));
+    cfg.peers = PeerPolicy::Allow(Arc::new(move |host, p| host == "127.0.0.1" && p != port));
     let picky = KvClient::new(cfg).unwrap();
     assert!(matches!(
         picky.hold(&params),
