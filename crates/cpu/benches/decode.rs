@@ -8,101 +8,30 @@
     reason = "a program whose purpose is to print a measurement"
 )]
 
+mod common;
+
 use baton_checkpoint::Checkpoint;
-use baton_cpu::{Arithmetic, CpuRunner, Model, Options, WeightCache, Weights};
-use baton_engine::{Batch, Row, Runner, Sampling, StepOutput};
-use baton_graph::hlo::Element;
-use baton_kv::{BlockId, DType, KvLayout};
-use baton_model::{Pool, Storage};
+use baton_cpu::CpuRunner;
+use baton_engine::{Runner, StepOutput};
+use common::{Files, file, runner, step};
 use memmap2::{Advice, MmapMut};
-use std::error::Error;
-use std::path::PathBuf;
 use std::thread;
 use std::time::Instant;
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 const ROUNDS: usize = 15;
 /// Tokens of a round; each round begins a new sequence.
 const TOKENS: usize = 128;
-const BLOCK: usize = 16;
 /// More than caches hold.
 const READ_BYTES: usize = 256 << 20;
-
-struct Files(Checkpoint);
-
-impl Weights for Files {
-    fn storage(&self, name: &str) -> Result<Storage, Failure> {
-        Ok(self.0.storage(name)?)
-    }
-
-    fn read(&self, name: &str) -> Result<Vec<u8>, Failure> {
-        Ok(self.0.read(name)?)
-    }
-}
-
-fn narrow(n: usize) -> u32 {
-    u32::try_from(n).unwrap()
-}
-
-fn cache() -> WeightCache {
-    WeightCache {
-        folder: PathBuf::from(env!("CARGO_TARGET_TMPDIR")),
-        key: "decode-bench".to_owned(),
-    }
-}
-
-fn runner(files: &Files, threads: usize) -> CpuRunner {
-    let config = files.0.config();
-    let model = Model {
-        config,
-        fingerprint: 1,
-        weights: files,
-    };
-    let options = Options {
-        pool: Pool {
-            element: Element::F32,
-            n_blocks: TOKENS / BLOCK + 1,
-            block_size: BLOCK,
-            max_model_len: TOKENS,
-        },
-        layout: KvLayout {
-            n_layers: narrow(config.n_layers),
-            n_kv_heads: narrow(config.n_kv_heads),
-            head_dim: narrow(config.head_dim),
-            block_size: narrow(BLOCK),
-            dtype: DType::BF16,
-            model_fingerprint: 1,
-        },
-        max_batch: 1,
-        max_chunk: BLOCK,
-        arithmetic: Arithmetic::Quantized,
-        threads,
-        weight_cache: Some(cache()),
-    };
-    CpuRunner::open(model, &options, None, &|_, _| ()).unwrap()
-}
-
-fn step(token: u32, at: usize) -> Batch {
-    let n_blocks = at / BLOCK + 1;
-    Batch {
-        tokens: vec![token],
-        blocks: (1..=n_blocks).map(|b| BlockId(narrow(b))).collect(),
-        rows: vec![Row {
-            tokens: 0..1,
-            blocks: 0..n_blocks,
-            start: at,
-            sampling: Some(Sampling::GREEDY),
-        }],
-    }
-}
 
 /// Tokens a second.
 fn decode(runner: &mut CpuRunner) -> f64 {
     let (mut out, mut token) = (StepOutput::default(), 1);
     let start = Instant::now();
     for at in 0..TOKENS {
-        runner.execute(&step(token, at), &mut out).unwrap();
+        runner
+            .execute(&step(vec![token], at..at + 1), &mut out)
+            .unwrap();
         token = out.rows[0].as_ref().unwrap().token;
     }
     TOKENS as f64 / start.elapsed().as_secs_f64()
@@ -134,8 +63,7 @@ fn best_and_median(mut values: Vec<f64>) -> [f64; 2] {
 }
 
 fn main() {
-    let file =
-        PathBuf::from(std::env::var_os("BATON_SMOLLM2").expect("BATON_SMOLLM2 names a file"));
+    let file = file();
     let bytes = std::fs::metadata(&file).unwrap().len() as f64;
     let files = Files(Checkpoint::open(&file).unwrap());
     let data = large_pages(READ_BYTES);
@@ -144,7 +72,7 @@ fn main() {
         asked = (1..=thread::available_parallelism().unwrap().get()).collect();
     }
     for threads in asked {
-        let mut runner = runner(&files, threads);
+        let mut runner = runner(&files, &files, [TOKENS, 16], threads, "decode-bench");
         decode(&mut runner);
         let (mut rates, mut limits) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
