@@ -14,7 +14,7 @@ pub struct Said {
     pub running: u32,
     /// Part of the KV pool in use, 0 to 1.
     pub kv_usage: f32,
-    /// Our own requests there when it was asked.
+    /// Requests there when it was asked, ours and others'.
     pub sent: u32,
     /// Until when it is recent enough to be believed.
     pub until: Duration,
@@ -30,6 +30,19 @@ pub struct Share {
     pub work: f64,
 }
 
+/// What a sender has under way at a server, as it tells others.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct UnderWay {
+    /// Requests.
+    pub requests: u32,
+    /// Their tokens.
+    pub tokens: u64,
+    /// Those of them whose prompts are to be computed there.
+    pub queued: u32,
+    /// What is probably left of that work.
+    pub work: f64,
+}
+
 /// What a server said, and the requests that were sent to it and are not over.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Account {
@@ -37,6 +50,34 @@ pub struct Account {
     requests: u32,
     tokens: u64,
     backlog: Backlog,
+    /// What all others have there.
+    others: UnderWay,
+}
+
+impl UnderWay {
+    /// The same within bounds, whoever said it: sums of some hundred stay sums.
+    #[must_use]
+    pub fn bounded(self) -> Self {
+        Self {
+            requests: self.requests.min(1 << 20),
+            tokens: self.tokens.min(1 << 48),
+            queued: self.queued.min(1 << 20),
+            // Not-a-number is none.
+            work: if self.work > 0.0 {
+                self.work.min(1e15)
+            } else {
+                0.0
+            },
+        }
+    }
+
+    /// Whether whoever was told `told` should hear of it. What is left of work changes all the time, so little of that is
+    /// no news.
+    #[must_use]
+    pub fn is_news(&self, told: &Self) -> bool {
+        let counts = |u: &Self| (u.requests, u.tokens, u.queued);
+        counts(self) != counts(told) || (self.work - told.work).abs() > told.work / 8.0
+    }
 }
 
 impl Account {
@@ -74,6 +115,34 @@ impl Account {
         self.tokens = self.tokens.saturating_sub(share.tokens);
     }
 
+    /// Notes that somebody else has `now` under way there instead of `before`. Both are [bounded](UnderWay::bounded).
+    pub fn others(&mut self, before: UnderWay, now: UnderWay) {
+        let others = &mut self.others;
+        others.requests = (others.requests + now.requests).saturating_sub(before.requests);
+        others.tokens = (others.tokens + now.tokens).saturating_sub(before.tokens);
+        others.queued = (others.queued + now.queued).saturating_sub(before.queued);
+        // Sums of fractions leave something; of nothing nothing is left.
+        let work = (others.work + now.work - before.work).max(0.0);
+        others.work = if others.queued == 0 { 0.0 } else { work };
+    }
+
+    /// What we have under way there at the time `now`.
+    #[must_use]
+    pub fn under_way(&self, now: Duration) -> UnderWay {
+        UnderWay {
+            requests: self.requests,
+            tokens: self.tokens,
+            queued: self.backlog.requests(),
+            work: self.backlog.left(now),
+        }
+    }
+
+    /// Requests there, ours and others'.
+    #[must_use]
+    pub fn requests_of_all(&self) -> u32 {
+        self.requests.saturating_add(self.others.requests)
+    }
+
     /// Requests that are on their way to the server or there.
     #[must_use]
     pub fn requests(&self) -> u32 {
@@ -95,15 +164,16 @@ impl Account {
     /// How busy the server is at the time `now`.
     #[must_use]
     pub fn load(&self, now: Duration) -> Load {
-        let said = &self.said;
+        let (said, others) = (&self.said, &self.others);
+        let requests = self.requests_of_all();
         Load {
             waiting: said.waiting,
             running: said.running,
-            active: active(said, self.requests),
-            unseen: self.requests.saturating_sub(said.sent),
-            tokens: self.tokens,
-            queued: self.backlog.requests(),
-            queued_work: self.backlog.left(now),
+            active: active(said, requests),
+            unseen: requests.saturating_sub(said.sent),
+            tokens: self.tokens.saturating_add(others.tokens),
+            queued: self.backlog.requests().saturating_add(others.queued),
+            queued_work: self.backlog.left(now) + others.work,
             pace: self.backlog.pace(),
             kv_usage: said.kv_usage,
             fresh: now < said.until,
@@ -189,6 +259,52 @@ mod tests {
         assert_eq!((account.requests(), account.tokens()), (0, 0));
         let load = account.load(secs(9));
         assert_eq!((load.queued, load.queued_work), (0, 0.0));
+    }
+
+    #[test]
+    fn what_others_have_there_counts_until_they_are_gone() {
+        let mut account = Account::default();
+        let under_way = |requests, tokens, queued, work| {
+            let (others, nothing) = (
+                UnderWay {
+                    requests,
+                    tokens,
+                    queued,
+                    work,
+                },
+                UnderWay::default(),
+            );
+            (others.bounded(), nothing)
+        };
+        let ours = Share {
+            tokens: 7,
+            work: 5.0,
+        };
+        account.sent(ours, secs(0));
+        let (first, nothing) = under_way(2, 20, 1, 0.1);
+        let (less, _) = under_way(1, 10, 0, 0.0);
+        let (second, _) = under_way(1, 1, 1, 0.7);
+        account.others(nothing, first);
+        account.others(nothing, second);
+        account.others(first, less);
+        let load = account.load(secs(0));
+        assert_eq!((load.active, load.tokens, load.queued), (3, 18, 2));
+        assert!((load.queued_work - 5.7).abs() < 1e-9);
+        assert_eq!((account.requests(), account.requests_of_all()), (1, 3));
+        let (most, _) = under_way(u32::MAX, u64::MAX, u32::MAX, f64::INFINITY);
+        assert_eq!(under_way(0, 0, 0, f64::NAN).0, nothing);
+        account.others(less, most);
+        assert!(account.load(secs(0)).active > 1 << 20);
+        account.others(most, nothing);
+        account.others(second, nothing);
+        let alone = account.load(secs(0));
+        assert_eq!((alone.active, alone.tokens, alone.queued), (1, 7, 1));
+        assert_eq!(alone.queued_work, 5.0);
+        let told = account.under_way(secs(0));
+        assert_eq!(told, under_way(1, 7, 1, 5.0).0);
+        assert!(!account.under_way(secs(0)).is_news(&told) && told.is_news(&nothing));
+        let later = UnderWay { work: 4.0, ..told };
+        assert!(later.is_news(&told) && !UnderWay { work: 4.5, ..told }.is_news(&told));
     }
 
     #[test]

@@ -4,12 +4,14 @@
 //! older generations are translated, and what has no effect here is accepted; both are said as warnings.
 
 mod decide;
+mod expression;
 mod fields;
 mod flow;
 mod plugins;
 mod profiles;
 mod supply;
 
+pub use expression::Expression;
 pub use fields::{Note, duration, quantity};
 pub use flow::FlowControl;
 pub use supply::{Attribute, DataLayer, Engines, FileDiscovery, MetricsSource, Parser, Tokens};

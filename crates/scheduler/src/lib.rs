@@ -25,7 +25,7 @@ mod scorer;
 mod work;
 mod workspace;
 
-pub use account::{Account, Said, Share};
+pub use account::{Account, Said, Share, UnderWay};
 pub use endpoint::{Adapters, Endpoint, EndpointId, Health, Identity, Load, Role, Roles};
 pub use filter::{Filter, Measure, Requirement};
 pub use index::{

@@ -24,6 +24,12 @@ impl BlockHash {
     pub fn new(hash: u64) -> Self {
         Self(hash)
     }
+
+    /// The number, for somebody who makes the same hashes.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        self.0
+    }
 }
 
 /// A prompt's prefix blocks and length; or those of several prompts that one request asks for.
@@ -62,7 +68,7 @@ impl Prompt {
     }
 
     /// The blocks of each prompt.
-    pub(crate) fn chains(&self) -> impl Iterator<Item = &[BlockHash]> {
+    pub fn chains(&self) -> impl Iterator<Item = &[BlockHash]> {
         let starts = std::iter::once(0).chain(self.starts.iter().copied());
         let ends = (self.starts.iter().copied()).chain(std::iter::once(self.blocks.len()));
         starts
@@ -88,7 +94,7 @@ pub struct PromptHasher {
 }
 
 impl PromptHasher {
-    /// A hasher keyed with `key`, a random number of this process.
+    /// A hasher keyed with `key`, a number that clients do not know.
     #[must_use]
     pub fn new(key: u64) -> Self {
         Self {
@@ -143,6 +149,12 @@ impl PromptHasher {
             bytes,
             tokens,
         }
+    }
+
+    /// Bytes of a block: hashers with one key and one size make the same hashes.
+    #[must_use]
+    pub fn block_bytes(&self) -> usize {
+        self.block_bytes
     }
 
     /// A number for the name of a session, which no client can aim at.

@@ -10,8 +10,8 @@ use crate::saturation::{Saturation, Utilization};
 use crate::work::UNKNOWN_PACE;
 use crate::workspace::{Context, Held, Indices, Means, Workspace};
 use crate::{
-    Certainty, Decision, Endpoint, EndpointId, Explanation, Load, Plan, PreciseIndex, Prefill,
-    PrefixIndex, Prompt, Request, Unschedulable,
+    BlockHash, Certainty, Decision, Endpoint, EndpointId, Explanation, Load, Plan, PreciseIndex,
+    Prefill, PrefixIndex, Prompt, Request, Unschedulable,
 };
 use std::time::Duration;
 
@@ -222,6 +222,11 @@ impl Scheduler {
         for chain in prompt.chains() {
             self.index.insert(decode, chain, Certainty::Computed);
         }
+    }
+
+    /// Notes that somebody else sent a prompt of `blocks` to `server`, or had it answered.
+    pub fn heard(&mut self, server: EndpointId, blocks: &[BlockHash], certainty: Certainty) {
+        self.index.insert(server, blocks, certainty);
     }
 
     /// Notes that `server` is gone, or lost its cache.

@@ -1,6 +1,7 @@
 //! Plugins that do not decide: what produces the facts for decisions, where they come from, how requests are read, how
 //! they queue.
 
+use super::expression::Expression;
 use super::fields::Fields;
 use super::plugins::Is;
 use crate::engines::{CacheInfo, EngineMetrics, MetricSpec};
@@ -8,6 +9,7 @@ use crate::flow::{Fairness, Ordering};
 use crate::{
     Approximate, Costs, Events, InFlight, Precise, Scorer, SessionStrategy, Shedding, Source,
 };
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -70,16 +72,29 @@ pub enum Parser {
 }
 
 /// A number of a response that is told to the proxy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Attribute {
     /// Namespace of the dynamic metadata.
     pub namespace: Box<str>,
     /// Its name there.
     pub name: Box<str>,
-    /// What it is, in CEL over `usage`.
-    pub expression: Box<str>,
-    /// When it is told, in CEL; empty for always.
-    pub condition: Box<str>,
+    /// What it is.
+    pub expression: Expression,
+    /// When it is told, if not always.
+    pub condition: Option<Expression>,
+}
+
+impl Attribute {
+    /// Its value for a response that says this of its usage, if it is to be told.
+    #[must_use]
+    pub fn of(&self, usage: &Value) -> Option<f64> {
+        let when = self.condition.as_ref();
+        if !when.is_none_or(|when| when.flag(usage) == Some(true)) {
+            return None;
+        }
+        let number = self.expression.number(usage)?.trunc();
+        (number != 0.0).then_some(number)
+    }
 }
 
 /// Where facts about servers come from.
@@ -502,19 +517,30 @@ pub(super) fn attributes(f: &mut Fields<'_, '_>, supplies: &mut Supplies) -> Is 
         if name.is_empty() {
             f.wrong("key.name", "an attribute needs a name");
         }
-        Attribute {
+        let value = expression(f, "expression");
+        if value.is_none() && !f.has("expression") {
+            f.wrong("expression", "an attribute needs an expression");
+        }
+        let condition = expression(f, "condition");
+        value.map(|expression| Attribute {
             namespace,
             name,
-            expression: f.text("expression", ""),
-            condition: f.text("condition", ""),
-        }
+            expression,
+            condition,
+        })
     });
     if all.len() != 1 {
         f.wrong("attributes", "exactly one attribute can be reported");
     }
-    supplies.attributes.extend(all);
-    warn_of_no_effect(f, "responses tell the proxy no numbers yet");
+    supplies.attributes.extend(all.into_iter().flatten());
     Is::Quiet
+}
+
+/// An expression, if there is one and it is understood.
+fn expression(f: &mut Fields<'_, '_>, key: &'static str) -> Option<Expression> {
+    let text = f.text_if(key).filter(|text| !text.trim().is_empty())?;
+    let read = Expression::parse(text);
+    read.map_err(|why| f.wrong(key, why)).ok()
 }
 
 pub(super) fn served(_: &mut Fields<'_, '_>, supplies: &mut Supplies) -> Is {

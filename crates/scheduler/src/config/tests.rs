@@ -461,6 +461,46 @@ fn every_type_can_be_left_to_its_defaults_or_says_what_it_needs() {
 }
 
 #[test]
+fn a_number_of_a_response_is_told_when_it_is_to_be() {
+    let reporter = |attribute: Value| {
+        load(&json!({
+            "apiVersion": API_VERSIONS[0], "kind": "EndpointPickerConfig",
+            "plugins": [{"type": "request-attribute-reporter", "parameters": {"attributes": [attribute]}}],
+            "schedulingProfiles": [{"name": "default", "plugins": []}],
+        }))
+    };
+    let config = reporter(json!({
+        "key": {"name": "cost"}, "expression": "usage.a / 2", "condition": "has(usage.b)",
+    }));
+    let config = config.unwrap();
+    let idle = |warning: &Note| warning.to_string().contains("no effect");
+    assert!(!config.warnings.iter().any(idle), "{:?}", config.warnings);
+    let attribute = &config.attributes[0];
+    assert_eq!(
+        (&*attribute.namespace, &*attribute.name),
+        ("envoy.lb", "cost")
+    );
+    assert_eq!(attribute.of(&json!({"a": 7, "b": 1})), Some(3.0));
+    assert_eq!(attribute.of(&json!({"a": 7})), None);
+    assert_eq!(attribute.of(&json!({"a": 1, "b": 1})), None);
+    for (wrong, word) in [
+        (json!({"key": {"name": "cost"}}), "needs an expression"),
+        (
+            json!({"key": {"name": "cost"}, "expression": "cost()"}),
+            "not understood",
+        ),
+        (
+            json!({"key": {"name": "cost"}, "expression": "1", "condition": "?"}),
+            "condition: this is not understood",
+        ),
+        (json!({"expression": "1"}), "needs a name"),
+    ] {
+        let error = reporter(wrong).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
+}
+
+#[test]
 fn a_report_says_everything() {
     let (text, usable) = report(&value(FILES[1]));
     assert!(
