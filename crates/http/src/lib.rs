@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 
 mod body;
+#[cfg(feature = "tls")]
+mod bound;
 mod budget;
 #[cfg(feature = "tls")]
 mod certificate;
@@ -13,6 +15,8 @@ mod client;
 mod gathered;
 mod headers;
 mod line;
+#[cfg(all(feature = "http2", feature = "tls"))]
+mod once_h2;
 mod pieces;
 mod request_id;
 mod secret;
@@ -23,6 +27,8 @@ mod serve_h2;
 mod tls;
 
 pub use body::{BodyError, collect, collect_charged};
+#[cfg(feature = "tls")]
+pub use bound::Binding;
 pub use budget::{Account, Budget, Charge, ReadError};
 #[cfg(feature = "tls")]
 pub use certificate::FolderError;
@@ -30,6 +36,8 @@ pub use client::{Client, ClientConfig, ClientError, GetError};
 pub use headers::strip_hop_by_hop;
 pub use hyper_util::service::TowerToHyperService;
 pub use line::{Line, LineError};
+#[cfg(all(feature = "http2", feature = "tls"))]
+pub use once_h2::{OnceError, once_h2};
 pub use pieces::Pieces;
 pub use request_id::{REQUEST_ID, request_id};
 pub use secret::{bearer, same_bytes};

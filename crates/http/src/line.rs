@@ -33,11 +33,18 @@ pub enum LineError {
     TooLong,
 }
 
-/// A connection that is made when it is needed and kept as long as the server keeps it. Plain HTTP/1.1.
+#[cfg(not(feature = "tls"))]
+type Stream = TcpStream;
+#[cfg(feature = "tls")]
+type Stream = crate::tls::Stream;
+
+/// A connection that is made when it is needed and kept as long as the server keeps it. HTTP/1.1.
 #[derive(Debug)]
 pub struct Line {
     authority: Authority,
     host: HeaderValue,
+    #[cfg(feature = "tls")]
+    tls: Option<crate::ClientTls>,
     socket: Option<SocketAddr>,
     peer: Option<SocketAddr>,
     open: Option<Open>,
@@ -46,7 +53,7 @@ pub struct Line {
 #[derive(Debug)]
 struct Open {
     sender: http1::SendRequest<Empty<Bytes>>,
-    connection: http1::Connection<TokioIo<TcpStream>, Empty<Bytes>>,
+    connection: http1::Connection<TokioIo<Stream>, Empty<Bytes>>,
 }
 
 impl Line {
@@ -57,10 +64,35 @@ impl Line {
         Self {
             // What is an authority is a header value.
             host: host.unwrap_or_else(|_| HeaderValue::from_static("")),
+            #[cfg(feature = "tls")]
+            tls: None,
             socket: authority.as_str().parse().ok(),
             peer: None,
             open: None,
             authority: authority.clone(),
+        }
+    }
+
+    /// The same over TLS.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn over(self, tls: crate::ClientTls) -> Self {
+        Self {
+            tls: Some(tls),
+            ..self
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    async fn secured(&self, tcp: TcpStream) -> io::Result<Stream> {
+        Ok(tcp)
+    }
+
+    #[cfg(feature = "tls")]
+    async fn secured(&self, tcp: TcpStream) -> io::Result<Stream> {
+        match &self.tls {
+            Some(tls) => tls.connect(self.authority.host(), tcp).await,
+            None => Ok(Stream::Plain(tcp)),
         }
     }
 
@@ -110,6 +142,7 @@ impl Line {
         // Small requests, each waited for.
         stream.set_nodelay(true).map_err(LineError::Connect)?;
         self.peer = stream.peer_addr().ok();
+        let stream = self.secured(stream).await.map_err(LineError::Connect)?;
         let handshake = http1::Builder::new()
             .read_buf_exact_size(Some(BUFFER))
             .handshake(TokioIo::new(stream));

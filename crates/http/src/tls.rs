@@ -7,9 +7,10 @@ use arc_swap::ArcSwap;
 use http::Uri;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::TokioIo;
+use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::CryptoProvider};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, crypto::CryptoProvider};
 use std::fmt;
 use std::io;
 use std::pin::Pin;
@@ -22,7 +23,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use tower_service::Service;
 
 /// Longest wait for a peer to finish its handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -153,7 +154,7 @@ pub enum Trust {
 
 /// How a client speaks TLS. Cheap to clone.
 #[derive(Clone)]
-pub struct ClientTls(TlsConnector);
+pub struct ClientTls(pub(crate) TlsConnector);
 
 impl fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -165,22 +166,56 @@ impl ClientTls {
     /// # Errors
     /// [`TlsError::NoRoots`], or [`TlsError::Pem`] if the roots are not PEM.
     pub fn new(trust: &Trust) -> Result<Self, TlsError> {
-        let builder = ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()?;
-        let config = match trust {
-            Trust::Anyone => builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Unverified(provider())))
-                .with_no_client_auth(),
-            Trust::Roots(pem) => builder
-                .with_root_certificates(given_roots(pem)?)
-                .with_no_client_auth(),
-            Trust::System => builder
-                .with_root_certificates(system_roots()?)
-                .with_no_client_auth(),
-        };
-        Ok(Self(TlsConnector::from(Arc::new(config))))
+        Ok(Self::of(verifying(trust)?.with_no_client_auth()))
     }
+
+    /// A client that shows a certificate, leaf first, whose key this is; both PEM.
+    ///
+    /// # Errors
+    /// As for [`ClientTls::new`], and if certificate and key do not go together.
+    pub fn showing(trust: &Trust, chain: &[u8], key: &[u8]) -> Result<Self, TlsError> {
+        let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<_, _>>()?;
+        let key = PrivateKeyDer::from_pem_slice(key)?;
+        Ok(Self::of(
+            verifying(trust)?.with_client_auth_cert(chain, key)?,
+        ))
+    }
+
+    fn of(config: ClientConfig) -> Self {
+        Self(TlsConnector::from(Arc::new(config)))
+    }
+
+    /// The same, for a client that speaks HTTP/2 and nothing else.
+    #[cfg(feature = "http2")]
+    pub(crate) fn for_http2(self) -> Self {
+        let mut config = ClientConfig::clone(self.0.config());
+        config.alpn_protocols = vec![HTTP_2.to_vec()];
+        Self::of(config)
+    }
+}
+
+impl ClientTls {
+    /// Speaks TLS with `host`, which may be an address in brackets, over `tcp`.
+    pub(crate) async fn connect(&self, host: &str, tcp: TcpStream) -> io::Result<Stream> {
+        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        let name = ServerName::try_from(bare.unwrap_or(host).to_owned());
+        let name = name.map_err(io::Error::other)?;
+        let handshake = tokio::time::timeout(HANDSHAKE, self.0.connect(name, tcp));
+        Ok(Stream::Tls(Box::new(handshake.await??)))
+    }
+}
+
+/// What verifies servers as `trust` says.
+fn verifying(trust: &Trust) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TlsError> {
+    let builder =
+        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    Ok(match trust {
+        Trust::Anyone => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Unverified(provider()))),
+        Trust::Roots(pem) => builder.with_root_certificates(given_roots(pem)?),
+        Trust::System => builder.with_root_certificates(system_roots()?),
+    })
 }
 
 fn given_roots(pem: &[u8]) -> Result<RootCertStore, TlsError> {
@@ -269,18 +304,13 @@ impl Service<Uri> for Connector {
             .tls
             .clone()
             .filter(|_| uri.scheme_str() == Some("https"));
-        let host = uri.host().unwrap_or_default();
-        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
-        let name = ServerName::try_from(bare.unwrap_or(host).to_owned());
+        let host = uri.host().unwrap_or_default().to_owned();
         let connecting = self.tcp.call(uri);
         Box::pin(async move {
             let tcp = connecting.await?.into_inner();
             let stream = match tls {
                 None => Stream::Plain(tcp),
-                Some(ClientTls(tls)) => {
-                    let handshake = tokio::time::timeout(HANDSHAKE, tls.connect(name?, tcp));
-                    Stream::Tls(Box::new(handshake.await??))
-                }
+                Some(tls) => tls.connect(&host, tcp).await?,
             };
             Ok(TokioIo::new(stream))
         })
