@@ -7,8 +7,9 @@ use arc_swap::ArcSwap;
 use baton_kv::BlockEvent;
 use baton_scheduler::flow::{Gauge, Room};
 use baton_scheduler::{
-    Decision, Detector, Endpoint, EndpointId, Explanation, Health, Keys, Load, Plan, Prompt,
-    PromptHasher, Request, Saturation, Scheduler, Share, TokenHasher, TokenPrompt, Unschedulable,
+    BlockHash, Certainty, Decision, Detector, Endpoint, EndpointId, Explanation, Health, Keys,
+    Load, Plan, Prompt, PromptHasher, Request, Saturation, Scheduler, Share, TokenHasher,
+    TokenPrompt, Unschedulable,
 };
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,10 +17,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 /// Most endpoints of a fleet.
 pub const MAX_ENDPOINTS: usize = 4096;
+
+/// Notes that wait for who listens to them: of some ten kilobytes, where prompts are long.
+const MAX_NOTES: usize = 1024;
 
 /// The servers there are, in the order in which they were listed.
 pub type Servers = Vec<Arc<Server>>;
@@ -39,6 +43,8 @@ pub struct Fleet {
     hasher: ArcSwap<PromptHasher>,
     token_hasher: TokenHasher,
     deciding: Mutex<Deciding>,
+    /// Told what was sent where, if somebody listens.
+    notes: broadcast::Sender<Arc<Note>>,
     /// Looks at servers' metrics that failed.
     failed_looks: AtomicU64,
     began: Instant,
@@ -65,6 +71,17 @@ pub struct Route {
     pub encode: Vec<Flight>,
     /// Why these.
     pub decision: Decision,
+}
+
+/// A prompt that was sent to servers, or answered by one: what other pickers should know of their caches.
+#[derive(Debug)]
+pub struct Note {
+    /// The servers, at most two.
+    pub servers: [Option<EndpointId>; 2],
+    /// What was sent.
+    pub prompt: Prompt,
+    /// Whether they have computed it.
+    pub certainty: Certainty,
 }
 
 /// Why a list of endpoints is not taken.
@@ -104,9 +121,46 @@ impl Fleet {
                 // Some pickers draw by it.
                 turn: key,
             }),
+            notes: broadcast::Sender::new(MAX_NOTES),
             failed_looks: AtomicU64::new(0),
             began: Instant::now(),
         }
+    }
+
+    /// The same fleet, whose draws among equals begin with `seed`: pickers that share a key need not draw alike.
+    #[must_use]
+    pub fn drawing_from(self, seed: u64) -> Self {
+        self.deciding.lock().turn = seed;
+        self
+    }
+
+    /// What is sent where from now on, for pickers that share the key. Who is slow misses some.
+    #[must_use]
+    pub fn notes(&self) -> broadcast::Receiver<Arc<Note>> {
+        self.notes.subscribe()
+    }
+
+    fn note(&self, servers: [Option<EndpointId>; 2], prompt: &Prompt, certainty: Certainty) {
+        if self.notes.receiver_count() > 0 {
+            let prompt = prompt.clone();
+            // Who listened may just have left.
+            let _ = self.notes.send(Arc::new(Note {
+                servers,
+                prompt,
+                certainty,
+            }));
+        }
+    }
+
+    /// Another picker sent `server` a prompt of `blocks`, or had it answered.
+    pub fn heard(&self, server: EndpointId, blocks: &[BlockHash], certainty: Certainty) {
+        let scheduler = &mut self.deciding.lock().scheduler;
+        scheduler.heard(server, blocks, certainty);
+    }
+
+    /// What others have in flight has changed.
+    pub fn others_changed(&self) {
+        self.news.send_replace(());
     }
 
     /// The servers there are now.
@@ -205,6 +259,7 @@ impl Fleet {
     pub fn answered(&self, server: &Server, prompt: &Prompt) {
         server.succeeded();
         self.deciding.lock().scheduler.answered(prompt, server.id);
+        self.note([Some(server.id), None], prompt, Certainty::Computed);
     }
 
     /// A request failed at `server`, and might not have elsewhere. Several in a row, and it gets none for a while.
@@ -356,8 +411,8 @@ impl Fleet {
     ) -> Result<Route, Unschedulable> {
         let now = self.began.elapsed();
         let request = Request { now, ..*request };
-        let mut deciding = self.deciding.lock();
-        let deciding = &mut *deciding;
+        let mut locked = self.deciding.lock();
+        let deciding = &mut *locked;
         deciding.refresh(self, now);
         let turn = deciding.next_turn();
         let (scheduler, snapshot) = (&mut deciding.scheduler, &deciding.snapshot);
@@ -369,7 +424,7 @@ impl Fleet {
         // Counted before the lock is released, so that the next decision sees it.
         let shares = scheduler.plan().shares(&decision);
         let flight = |id, share| deciding.flight(id, share, now);
-        Ok(Route {
+        let route = Route {
             decode: flight(decision.decode, shares.decode).ok_or(Unschedulable::NoneHealthy)?,
             prefill: (decision.prefill.server()).and_then(|id| flight(id, shares.prefill)),
             encode: decision
@@ -378,7 +433,12 @@ impl Fleet {
                 .filter_map(|&id| flight(id, Share::default()))
                 .collect(),
             decision,
-        })
+        };
+        drop(locked);
+        let prefill = route.prefill.as_ref().map(|flight| flight.id);
+        let servers = [Some(route.decode.id), prefill];
+        self.note(servers, request.prompt, Certainty::Expected);
+        Ok(route)
     }
 
     /// Keys of a prompt's blocks for the index of what servers report; `None` if the plan has no such index.

@@ -24,7 +24,7 @@ pub use admission::{Admission, Eviction, Permit, Queue, Seen, Surroundings, Witn
 pub use discovery::{BoxError, EndpointsFile, FileError, MAX_FILE_BYTES, parse as parse_file};
 pub use endpoint::{Address, AddressError, EndpointSpec, Labels, ROLE_LABEL};
 pub use exposition::{Reader, Scraped, Wanted, adapters};
-pub use fleet::{Fleet, ListError, MAX_ENDPOINTS, Route, Servers};
+pub use fleet::{Fleet, ListError, MAX_ENDPOINTS, Note, Route, Servers};
 pub use flow_metrics::FlowMetrics;
 pub use probe::{Probing, ProbingError, watch};
-pub use server::{Flight, Server};
+pub use server::{Elsewhere, Flight, Server};

@@ -6,8 +6,8 @@ use crate::exposition::{Reader, Scraped, Wanted, adapters};
 use crate::fleet::Fleet;
 use crate::pulse::{Finding, Look, Pulse, health_interval, varied};
 use crate::server::Server;
-use baton_http::{Line, LineError};
-use baton_scheduler::config::{DataLayer, Engines};
+use baton_http::{ClientTls, Line, LineError, TlsError, Trust};
+use baton_scheduler::config::{DataLayer, Engines, MetricsSource};
 use baton_scheduler::engines::EngineMetrics;
 use baton_scheduler::{Adapters, EndpointId, Health};
 use http::StatusCode;
@@ -42,6 +42,8 @@ pub struct Probing {
     pub metrics_path: PathAndQuery,
     /// The port of the metrics, if it is another one.
     pub metrics_port: Option<u16>,
+    /// How metrics are asked for, if not in plain text; and all else that is on their port.
+    pub metrics_tls: Option<ClientTls>,
     /// Where servers say whether they take requests; `None` if somebody else looks after that.
     pub health_path: Option<PathAndQuery>,
     /// Where servers list their models; `None` takes every server for one that serves all.
@@ -51,11 +53,14 @@ pub struct Probing {
 }
 
 /// What of a configuration cannot be done.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum ProbingError {
-    /// Metrics over TLS.
-    #[error("metrics are asked for over plain HTTP only")]
-    Https,
+    /// TLS with the servers cannot be set up.
+    #[error("metrics over https")]
+    Tls(#[from] TlsError),
+    /// A file with certificates, or a key, cannot be read.
+    #[error("metrics over https: {0}")]
+    File(Box<str>, #[source] std::io::Error),
     /// A path that is none.
     #[error("{0:?} is no path of metrics")]
     Path(Box<str>),
@@ -67,6 +72,7 @@ impl Default for Probing {
             engines: Engines::default(),
             metrics_path: METRICS_PATH,
             metrics_port: None,
+            metrics_tls: None,
             health_path: Some(PathAndQuery::from_static("/health")),
             models_path: Some(PathAndQuery::from_static("/v1/models")),
             stale_after: GRACE,
@@ -81,9 +87,6 @@ impl Probing {
     /// # Errors
     /// [`ProbingError`], for what cannot be done.
     pub fn of(data: &DataLayer) -> Result<Self, ProbingError> {
-        if data.metrics.https {
-            return Err(ProbingError::Https);
-        }
         let path = &data.metrics.path;
         let metrics_path = PathAndQuery::try_from(&**path)
             .ok()
@@ -93,11 +96,32 @@ impl Probing {
             engines: data.engines.clone(),
             metrics_path: metrics_path.ok_or_else(|| ProbingError::Path(path.clone()))?,
             metrics_port: data.metrics.port,
+            metrics_tls: tls(&data.metrics)?,
             models_path: standard.models_path.clone().filter(|_| data.asks_models),
             stale_after: data.stale_after.unwrap_or_default().max(GRACE),
             ..standard
         })
     }
+}
+
+/// Whose certificates count, if metrics are asked for over TLS: as in llm-d, anybody's unless it is said otherwise.
+fn tls(metrics: &MetricsSource) -> Result<Option<ClientTls>, ProbingError> {
+    if !metrics.https {
+        return Ok(None);
+    }
+    let read = |path: &str| {
+        let bytes = std::fs::read(path);
+        bytes.map_err(|error| ProbingError::File(path.into(), error))
+    };
+    let trust = match &metrics.ca_cert {
+        _ if metrics.insecure_skip_verify => Trust::Anyone,
+        None => Trust::System,
+        Some(path) => Trust::Roots(read(path)?),
+    };
+    Ok(Some(match &metrics.client_cert {
+        None => ClientTls::new(&trust)?,
+        Some((chain, key)) => ClientTls::showing(&trust, &read(chain)?, &read(key)?)?,
+    }))
 }
 
 /// What all probes share.
@@ -203,11 +227,19 @@ impl Probe {
     fn new(server: Arc<Server>, shared: Arc<Shared>) -> Self {
         let (wanted, metrics_path) = shared.engine(&server);
         let apart = shared.metrics_address(&server);
+        let tls = shared.probing.metrics_tls.as_ref();
+        let line = |address: &Address, tls: Option<&ClientTls>| {
+            let plain = Line::new(address.authority());
+            match tls {
+                Some(tls) => plain.over(tls.clone()),
+                None => plain,
+            }
+        };
         Self {
             wanted,
             metrics_path,
-            line: Line::new(server.address.authority()),
-            metrics_line: apart.map(|address| Line::new(address.authority())),
+            line: line(&server.address, tls.filter(|_| apart.is_none())),
+            metrics_line: apart.map(|address| line(&address, tls)),
             server,
             shared,
             reader: Reader::default(),
@@ -223,7 +255,7 @@ impl Probe {
     async fn run(mut self) {
         loop {
             let servers = self.shared.fleet.size();
-            let in_flight_then = self.server.in_flight();
+            let in_flight_then = self.server.in_flight_of_all();
             let finding = self.look(servers).await;
             let verdict = self.pulse.judge(&finding, servers);
             if !matches!(&finding, Finding::Up(look) if look.took > Duration::ZERO) {

@@ -3,7 +3,9 @@
 use crate::breaker::Breaker;
 use crate::endpoint::{Address, EndpointSpec};
 use crate::exposition::Scraped;
-use baton_scheduler::{Account, Adapters, EndpointId, Health, Identity, Load, Role, Said, Share};
+use baton_scheduler::{
+    Account, Adapters, EndpointId, Health, Identity, Load, Role, Said, Share, UnderWay,
+};
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -126,6 +128,18 @@ impl Server {
         self.state.account.lock().requests()
     }
 
+    /// The same, with what other pickers say they have there.
+    pub(crate) fn in_flight_of_all(&self) -> u32 {
+        self.state.account.lock().requests_of_all()
+    }
+
+    /// What is in flight, for other pickers.
+    #[must_use]
+    pub fn under_way(&self) -> UnderWay {
+        let now = self.state.began.elapsed();
+        self.state.account.lock().under_way(now)
+    }
+
     /// Tokens of the requests in flight.
     #[must_use]
     pub fn tokens_in_flight(&self) -> u64 {
@@ -174,7 +188,7 @@ impl Server {
         change(&mut self.state.told.lock())
     }
 
-    /// Notes what was scraped, when `sent` of our requests were there; it counts as fresh until `until`. A gauge that is
+    /// Notes what was scraped, when `sent` requests were there, ours and others'; it counts as fresh until `until`. A gauge that is
     /// missing is taken for 0.
     pub(crate) fn set_scraped(&self, scraped: &Scraped, sent: u32, until: Duration) {
         self.state.account.lock().said(Said {
@@ -261,6 +275,43 @@ impl Drop for Flight {
             account.given_up(self.share);
         }
         account.over(self.share);
+    }
+}
+
+/// What another picker has at a server; counted there until dropped.
+#[derive(Debug)]
+pub struct Elsewhere {
+    server: Arc<Server>,
+    counted: UnderWay,
+}
+
+impl Elsewhere {
+    /// Counts nothing yet.
+    #[must_use]
+    pub fn at(server: &Arc<Server>) -> Self {
+        Self {
+            server: server.clone(),
+            counted: UnderWay::default(),
+        }
+    }
+
+    /// Counts `told` from now on. More than anybody has is taken for that.
+    pub fn set(&mut self, told: UnderWay) {
+        let told = told.bounded();
+        let before = std::mem::replace(&mut self.counted, told);
+        self.server.state.account.lock().others(before, told);
+    }
+
+    /// Whether it is counted where `server` is.
+    #[must_use]
+    pub fn is_at(&self, server: &Arc<Server>) -> bool {
+        Arc::ptr_eq(&self.server.state, &server.state)
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        self.set(UnderWay::default());
     }
 }
 

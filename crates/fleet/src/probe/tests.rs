@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::endpoint::{Address, EndpointSpec};
-use baton_http::{ServeConfig, serve};
+use baton_http::{Identity, ServeConfig, serve};
+use baton_scheduler::config::{self, MetricsSource};
 use baton_scheduler::{Policy, PrefixIndex, Scheduler};
 use bytes::Bytes;
 use http::{Request, Response};
@@ -25,6 +26,10 @@ struct Fake {
 }
 
 async fn fake(pages: &[(&'static str, u16, &str)]) -> Fake {
+    fake_over(pages, None).await
+}
+
+async fn fake_over(pages: &[(&'static str, u16, &str)], tls: Option<Identity>) -> Fake {
     let pages = pages
         .iter()
         .map(|(path, status, body)| (*path, (*status, (*body).to_owned())));
@@ -44,7 +49,10 @@ async fn fake(pages: &[(&'static str, u16, &str)]) -> Fake {
     tokio::spawn(serve(
         listener,
         service,
-        ServeConfig::default(),
+        ServeConfig {
+            tls,
+            ..ServeConfig::default()
+        },
         stop.clone(),
     ));
     Fake {
@@ -75,11 +83,15 @@ struct Watched {
 }
 
 fn watched(specs: &[EndpointSpec]) -> Watched {
+    watched_by(specs, Probing::default())
+}
+
+fn watched_by(specs: &[EndpointSpec], probing: Probing) -> Watched {
     let scheduler = Scheduler::new(Policy::default(), PrefixIndex::new(100));
     let fleet = Arc::new(Fleet::new(scheduler, 7));
     fleet.set_endpoints(specs).unwrap();
     let mut probes = JoinSet::new();
-    probes.spawn(watch(fleet.clone(), Probing::default()));
+    probes.spawn(watch(fleet.clone(), probing));
     Watched {
         fleet,
         _probes: probes,
@@ -149,6 +161,59 @@ async fn names_are_resolved_and_metrics_may_be_elsewhere_in_another_engines_word
         .await;
     assert_eq!(server.models(), None);
     assert_eq!(server.socket().unwrap().port(), api.address.port());
+}
+
+/// What a configuration says of https makes of it.
+fn https(insecure_skip_verify: bool, port: Option<u16>) -> Probing {
+    let mut data = config::load(&config::default_config()).unwrap().data;
+    data.metrics = MetricsSource {
+        https: true,
+        insecure_skip_verify,
+        port,
+        ..data.metrics
+    };
+    data.asks_models = true;
+    Probing::of(&data).unwrap()
+}
+
+#[tokio::test]
+async fn metrics_over_https_are_read_from_whoever_has_a_certificate_that_counts() {
+    let pages = [HEALTH, MODELS, ("/metrics", 200, BUSY)];
+    let tls = || Some(Identity::self_signed().unwrap());
+    let fake = fake_over(&pages, tls()).await;
+    let anybody = watched_by(&[fake.spec("a")], https(true, None));
+    let server = anybody.server(0);
+    eventually(|| server.health() == Health::Healthy).await;
+    assert_eq!(server.models().unwrap().len(), 2);
+    assert_eq!(server.load(Duration::ZERO).waiting, 3);
+    // On a port of their own they alone are asked for so.
+    let api = self::fake(&[HEALTH, MODELS]).await;
+    let apart = watched_by(&[api.spec("a")], https(true, Some(fake.address.port())));
+    let server = apart.server(0);
+    eventually(|| server.health() == Health::Healthy && server.load(Duration::ZERO).waiting == 3)
+        .await;
+    // Nobody vouches for a certificate that was made here.
+    let verifies = Probing {
+        metrics_tls: Some(ClientTls::new(&Trust::Roots(Vec::new())).unwrap()),
+        ..https(true, Some(fake.address.port()))
+    };
+    let verified = watched_by(&[api.spec("a")], verifies);
+    let server = verified.server(0);
+    eventually(|| server.health() == Health::Healthy).await;
+    assert_eq!(server.load(Duration::ZERO).waiting, 0);
+}
+
+#[test]
+fn files_of_certificates_are_read_and_must_be_there() {
+    let mut data = config::load(&config::default_config()).unwrap().data;
+    data.metrics.https = true;
+    data.metrics.insecure_skip_verify = false;
+    data.metrics.ca_cert = Some("/no/such/file".into());
+    assert!(matches!(Probing::of(&data), Err(ProbingError::File(..))));
+    data.metrics.insecure_skip_verify = true;
+    assert!(Probing::of(&data).is_ok());
+    data.metrics.client_cert = Some(("/no/such/file".into(), "/nor/this".into()));
+    assert!(matches!(Probing::of(&data), Err(ProbingError::File(..))));
 }
 
 #[tokio::test]
