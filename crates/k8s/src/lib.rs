@@ -17,7 +17,7 @@ pub use access::{Access, AccessError};
 pub use kinds::{NEW_GROUP, OLD_GROUP, POOL_GROUP};
 pub use kube::Client;
 pub use lease::{LeaseName, lead};
-pub use rules::{AppProtocol, Objective, Pool, Rewrite, RewriteRule, RewriteTarget};
+pub use rules::{AppProtocol, Members, Objective, Pool, Rewrite, RewriteRule, RewriteTarget};
 pub use state::PoolState;
 pub use watch::{Pace, follow};
 

@@ -17,12 +17,21 @@ const ACTIVE_PORTS: [&str; 2] = [
 /// What a pool says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
-    /// Labels that a pod of the pool has, with these values.
-    pub selector: BTreeMap<String, String>,
+    /// Which pods are its.
+    pub members: Members,
     /// Each is an endpoint on each pod; the place in this list is its rank.
     pub target_ports: Vec<u16>,
     /// What the endpoints speak.
     pub app_protocol: AppProtocol,
+}
+
+/// Which pods belong to a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Members {
+    /// Those that have all of these labels, with these values.
+    Labels(BTreeMap<String, String>),
+    /// Those that the API server finds by this selector, in any of its forms.
+    Query(String),
 }
 
 /// What endpoints speak.
@@ -91,7 +100,7 @@ impl Pool {
         let numbers = spec.target_ports.iter().map(|p| p.number);
         let ports = numbers.chain(spec.target_port_number);
         Self {
-            selector,
+            members: Members::Labels(selector),
             target_ports: ports
                 .filter_map(|p| u16::try_from(p).ok().filter(|p| *p != 0))
                 .collect(),
@@ -105,21 +114,24 @@ impl Pool {
 
     /// The selector as the API server takes it. `None` for an empty one, which selects nothing here.
     pub(crate) fn label_selector(&self) -> Option<String> {
-        let terms: Vec<String> = self
-            .selector
-            .iter()
-            .map(|(k, v)| format!("{k}={v}"))
-            .collect();
-        (!terms.is_empty()).then(|| terms.join(","))
+        match &self.members {
+            Members::Query(selector) => Some(selector.clone()),
+            Members::Labels(labels) => {
+                let terms: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+                (!terms.is_empty()).then(|| terms.join(","))
+            }
+        }
     }
 
-    /// Whether the pod has all of the selector's labels.
+    /// Whether the pod is a member.
     pub(crate) fn selects(&self, pod: &Pod) -> bool {
-        !self.selector.is_empty()
-            && self
-                .selector
-                .iter()
-                .all(|(k, v)| pod.labels.get(k) == Some(v))
+        match &self.members {
+            // What was found is never asked for by anything else.
+            Members::Query(_) => true,
+            Members::Labels(labels) => {
+                !labels.is_empty() && labels.iter().all(|(k, v)| pod.labels.get(k) == Some(v))
+            }
+        }
     }
 
     /// The endpoints on this pod of the pool.

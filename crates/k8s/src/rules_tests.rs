@@ -84,7 +84,7 @@ fn a_selector_wants_all_of_its_labels() {
     assert_eq!(pool.label_selector().unwrap(), "app=m,tier=1");
     // Kubernetes would let an empty selector select everything in the namespace, which nobody means here.
     let none = Pool {
-        selector: BTreeMap::new(),
+        members: Members::Labels(BTreeMap::new()),
         ..pool
     };
     assert_eq!(none.label_selector(), None);
@@ -125,8 +125,8 @@ fn a_pool_is_read_in_both_versions() {
     assert_eq!(new.app_protocol, AppProtocol::Http);
     let old = pool(json!({"selector": {"app": "m", "tier": "1"}, "targetPortNumber": 8000}));
     assert_eq!(
-        (&old.selector, &old.target_ports[..]),
-        (&new.selector, &[8000][..])
+        (&old.members, &old.target_ports[..]),
+        (&new.members, &[8000][..])
     );
     for (word, protocol) in [
         ("http", AppProtocol::Http),
@@ -141,7 +141,8 @@ fn a_pool_is_read_in_both_versions() {
             .target_ports,
         [0u16; 0]
     );
-    assert_eq!(pool(json!({"selector": {}})).selector, BTreeMap::new());
+    let none = pool(json!({"selector": {}})).members;
+    assert_eq!(none, Members::Labels(BTreeMap::new()));
 }
 
 #[test]

@@ -146,9 +146,8 @@ fn pods_come_and_go() {
 fn a_changed_selector_drops_pods_at_once_and_adds_with_the_next_list() {
     let mut known = synced();
     known.apply(Event::Pod(put("c", pod("m", "10.0.0.3"))));
-    let mut narrower = pool("m", &[8000]);
-    narrower.selector.insert("app".into(), "n".into());
-    assert!(known.apply(Event::Pool(put(NAME, narrower))));
+    let other = pool("n", &[8000]);
+    assert!(known.apply(Event::Pool(put(NAME, other))));
     assert_eq!(names(&known), [""; 0]);
     assert!(known.snapshot().synced, "it was and does not flap");
     apply(&mut known, Event::Pod, list(&[("x", pod("n", "10.0.0.7"))]));

@@ -44,25 +44,34 @@ impl Default for Pace {
     }
 }
 
-/// Keeps `state` as the API server has the pool, until the last receiver is gone.
+/// Keeps `state` as the API server has the pool, until the last receiver is gone. A pool that is given `itself` is not
+/// looked for: only its pods are, and what names it.
 ///
 /// Failures are logged and tried again without end; what was known stays meanwhile.
 pub async fn follow(
     client: Client,
     name: PoolName,
+    itself: Option<Pool>,
     pace: Pace,
     state: watch::Sender<Arc<PoolState>>,
 ) {
     let to = Server { client, name, pace };
     let mut known = Known::new(to.name.clone());
-    let mut pools = to.pools();
+    let mut pools = itself.is_none().then(|| to.pools());
+    if itself.is_some() {
+        known.apply(Event::Pool(News::Put(to.name.name.clone(), itself)));
+    }
     let mut extras = [to.objectives(), to.rewrites()];
     let mut pods: Option<(String, Source)> = None;
     loop {
+        let selector = known.pool().and_then(Pool::label_selector);
+        if selector.as_ref() != pods.as_ref().map(|(selector, _)| selector) {
+            pods = selector.map(|selector| (selector.clone(), to.pods(&selector)));
+        }
         let [objectives, rewrites] = &mut extras;
         let event = tokio::select! {
-            event = pools.events.recv() => event,
-            event = next_pod(&mut pods) => event,
+            event = next(pools.as_mut()) => event,
+            event = next(pods.as_mut().map(|(_, source)| source)) => event,
             event = objectives.events.recv() => event,
             event = rewrites.events.recv() => event,
             () = state.closed() => None,
@@ -73,7 +82,7 @@ pub async fn follow(
         let rest = std::iter::from_fn(|| {
             let [objectives, rewrites] = &mut extras;
             let pods = pods.as_mut().map(|(_, source)| source);
-            let sources = [Some(&mut pools), pods, Some(objectives), Some(rewrites)];
+            let sources = [pools.as_mut(), pods, Some(objectives), Some(rewrites)];
             sources
                 .into_iter()
                 .flatten()
@@ -82,19 +91,16 @@ pub async fn follow(
         for event in rest.take(TOGETHER) {
             changed |= known.apply(event);
         }
-        let selector = known.pool().and_then(Pool::label_selector);
-        if selector.as_ref() != pods.as_ref().map(|(selector, _)| selector) {
-            pods = selector.map(|selector| (selector.clone(), to.pods(&selector)));
-        }
         if changed {
             state.send_replace(Arc::new(known.snapshot()));
         }
     }
 }
 
-async fn next_pod(pods: &mut Option<(String, Source)>) -> Option<Event> {
-    match pods {
-        Some((_, source)) => source.events.recv().await,
+/// The next event of a source, if there is one.
+async fn next(source: Option<&mut Source>) -> Option<Event> {
+    match source {
+        Some(source) => source.events.recv().await,
         None => std::future::pending().await,
     }
 }

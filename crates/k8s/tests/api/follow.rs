@@ -1,7 +1,7 @@
 //! A pool is followed through what may happen to pods, pools, definitions, watches and the API server.
 
 use crate::fake::{Fake, OBJECTIVES, OLD_OBJECTIVES, PODS, POOLS};
-use baton_k8s::{Pace, PoolName, PoolState, follow};
+use baton_k8s::{AppProtocol, Members, Pace, Pool, PoolName, PoolState, follow};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,7 @@ impl Followed {
         let task = tokio::spawn(follow(
             fake.client(),
             PoolName::new("ns", "pool"),
+            None,
             PACE,
             sender,
         ));
@@ -268,12 +269,38 @@ async fn a_burst_of_pods_ends_in_the_right_state() {
 }
 
 #[tokio::test]
+async fn pods_can_be_followed_without_a_pool() {
+    let fake = Fake::start(&[PODS, OBJECTIVES]).await;
+    fake.put(PODS, "a", pod("m", true));
+    fake.put(PODS, "z", pod("other", true));
+    fake.put(OBJECTIVES, "low", objective("pool", -1));
+    let (sender, receiver) = watch::channel(Arc::default());
+    let itself = Pool {
+        members: Members::Query("app=m".to_owned()),
+        target_ports: vec![8000, 8001],
+        app_protocol: AppProtocol::Http,
+    };
+    let name = PoolName::new("ns", "pool");
+    let task = tokio::spawn(follow(fake.client(), name, Some(itself), PACE, sender));
+    let mut followed = Followed(receiver, task);
+    let state = followed.until("in step", |s| s.synced).await;
+    assert_eq!(names(&state), ["a-rank-0", "a-rank-1"]);
+    followed
+        .until("the objective", |s| s.objectives.contains_key("low"))
+        .await;
+    fake.put(PODS, "b", pod("m", true));
+    fake.delete(PODS, "a");
+    followed.until_names(&["b-rank-0", "b-rank-1"]).await;
+}
+
+#[tokio::test]
 async fn it_ends_with_its_last_receiver() {
     let fake = Fake::start(&[POOLS, PODS]).await;
     let (sender, receiver) = watch::channel(Arc::default());
     let task = tokio::spawn(follow(
         fake.client(),
         PoolName::new("ns", "pool"),
+        None,
         PACE,
         sender,
     ));

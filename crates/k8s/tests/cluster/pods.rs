@@ -22,6 +22,7 @@ impl Followed {
         let task = tokio::spawn(follow(
             client,
             PoolName::new(namespace, "pool"),
+            None,
             PACE,
             sender,
         ));
