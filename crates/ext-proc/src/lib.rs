@@ -31,7 +31,8 @@ pub use headers::Headers;
 pub use health::{Health, ServingStatus};
 pub use metadata::Allowed;
 pub use picker::{
-    Destination, Ended, Exchange, Picker, Reply, RequestHead, ResponseBody, ResponseHead, Routed,
+    Destination, Ended, Exchange, Picker, Reply, Report, RequestHead, ResponseBody, ResponseHead,
+    Routed,
 };
 pub use refusal::Refusal;
 pub use service::{Limits, serve, serve_health};

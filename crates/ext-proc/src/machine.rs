@@ -9,11 +9,11 @@ use crate::headers::Headers;
 use crate::inbound::{Event, Half, Inbound, Malformed};
 use crate::outbox::{Outbox, set_header};
 use crate::picker::{
-    Ended, Exchange, Picker, Reply, RequestHead, ResponseBody, ResponseHead, Routed,
+    Ended, Exchange, Picker, Reply, Report, RequestHead, ResponseBody, ResponseHead, Routed,
 };
 use crate::proto::{
-    Answer, CommonAnswer, CommonResponse, FULL_DUPLEX_STREAMED, Field, HeaderMutation, Kind, NONE,
-    Struct, TrailersResponse, Value,
+    Answer, BodyMutation, CommonAnswer, CommonResponse, FULL_DUPLEX_STREAMED, Field,
+    HeaderMutation, Kind, NONE, StreamedBodyResponse, Struct, TrailersResponse, Value,
 };
 use crate::refusal::Refusal;
 use crate::status::{Code, Status};
@@ -391,19 +391,26 @@ impl<E: Exchange> Machine<E> {
             return Err(unexpected("a response body out of place"));
         };
         let len = data.len();
+        let mut report = None;
         match (body, &mut self.exchange.exchange) {
             (ResponseBody::Pass, _) | (_, None) => out.body(Half::Response, data, len, end),
             (ResponseBody::Watch, Some(exchange)) => {
                 data.each(end, |piece, last| exchange.response_piece(piece, last));
-                out.body(Half::Response, data, len, end);
+                report = end.then(|| exchange.report()).flatten();
+                out.body(Half::Response, data, len, end && report.is_none());
             }
             (ResponseBody::Rewrite, Some(exchange)) => {
                 let mut changed = Pieces::default();
                 data.each(end, |piece, last| {
                     exchange.rewrite_piece(piece.clone(), last, &mut changed);
                 });
-                out.pieces(Half::Response, changed, end);
+                report = end.then(|| exchange.report()).flatten();
+                out.pieces(Half::Response, changed, end && report.is_none());
             }
+        }
+        if let Some(report) = report {
+            // With the end of the body, which is a message of its own.
+            out.message(Answer::ResponseBody(the_end()), Some(reported(report)));
         }
         if end {
             self.response_over();
@@ -415,16 +422,22 @@ impl<E: Exchange> Machine<E> {
         let Tell::Body(body) = self.tell else {
             return Err(unexpected("response trailers out of place"));
         };
+        let mut report = None;
         match (body, &mut self.exchange.exchange) {
             (ResponseBody::Pass, _) | (_, None) => {}
-            (ResponseBody::Watch, Some(exchange)) => exchange.response_piece(&Bytes::new(), true),
+            (ResponseBody::Watch, Some(exchange)) => {
+                exchange.response_piece(&Bytes::new(), true);
+                report = exchange.report();
+            }
             (ResponseBody::Rewrite, Some(exchange)) => {
                 let mut changed = Pieces::default();
                 exchange.rewrite_piece(Bytes::new(), true, &mut changed);
+                report = exchange.report();
                 out.pieces(Half::Response, changed, false);
             }
         }
-        out.message(Answer::ResponseTrailers(TrailersResponse::default()), None);
+        let trailers = Answer::ResponseTrailers(TrailersResponse::default());
+        out.message(trailers, report.map(reported));
         self.response_over();
         Ok(Step::Read)
     }
@@ -505,6 +518,30 @@ fn chosen(routed: &Routed) -> Struct {
     let namespace = Bytes::from_static(NAMESPACE.as_bytes());
     Struct {
         fields: vec![field(namespace, Kind::Struct(Struct { fields }))],
+    }
+}
+
+/// The end of a body, without a piece of it.
+fn the_end() -> CommonAnswer {
+    let body_mutation = Some(BodyMutation {
+        streamed_response: Some(StreamedBodyResponse {
+            body: Bytes::new(),
+            end_of_stream: true,
+        }),
+    });
+    CommonAnswer {
+        response: Some(CommonResponse {
+            body_mutation,
+            ..CommonResponse::default()
+        }),
+    }
+}
+
+/// A number of the response as metadata.
+fn reported(report: Report) -> Struct {
+    let fields = vec![field(report.name, Kind::Number(report.value))];
+    Struct {
+        fields: vec![field(report.namespace, Kind::Struct(Struct { fields }))],
     }
 }
 

@@ -3,8 +3,8 @@
 //! One exchange is one HTTP request and its answer. Calls come in this order, from one task, never two at a time:
 //! [`Picker::begin`]; [`Exchange::request_piece`] for every piece of the body; [`Exchange::poll_decide`] until it is
 //! ready, or [`Exchange::overdue`] instead; from then on [`Exchange::poll_evicted`] between any two others;
-//! [`Exchange::response_head`]; the pieces of the response, if that asked for them; and in the end, whatever happened,
-//! once, [`Exchange::ended`]. An exchange may end after any of them.
+//! [`Exchange::response_head`]; the pieces of the response, if that asked for them, and then [`Exchange::report`]; and in
+//! the end, whatever happened, once, [`Exchange::ended`]. An exchange may end after any of them.
 
 use crate::headers::Headers;
 use crate::inbound::Malformed;
@@ -68,8 +68,24 @@ pub trait Exchange: Send + Unpin + 'static {
         out.push(piece);
     }
 
+    /// The response's last piece has passed: a number for the proxy's metadata.
+    fn report(&mut self) -> Option<Report> {
+        None
+    }
+
     /// Nothing follows.
     fn ended(&mut self, why: Ended);
+}
+
+/// A number for the proxy's metadata, which its log or its filters may read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// Namespace of the metadata.
+    pub namespace: Bytes,
+    /// Its name there.
+    pub name: Bytes,
+    /// The number.
+    pub value: f64,
 }
 
 /// Why an exchange ended.

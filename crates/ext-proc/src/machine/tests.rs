@@ -30,6 +30,7 @@ struct Script {
     waits: bool,
     fallback: bool,
     reply: Reply,
+    report: Option<Report>,
 }
 
 fn destination() -> Destination {
@@ -75,6 +76,11 @@ impl Picker for Scripted {
             waits: says("decide") == Some("wait"),
             fallback: says("overdue").is_some(),
             reply,
+            report: says("report").map(|_| Report {
+                namespace: Bytes::from_static(b"envoy.lb"),
+                name: Bytes::from_static(b"cost"),
+                value: 7.0,
+            }),
         })
     }
 }
@@ -128,6 +134,10 @@ impl Exchange for Script {
         if last {
             out.push("<end>");
         }
+    }
+
+    fn report(&mut self) -> Option<Report> {
+        self.report.clone()
     }
 
     fn ended(&mut self, why: Ended) {
@@ -263,9 +273,11 @@ fn shown_answer(message: &ProcessingResponse) -> String {
             format!("response headers{}{metadata}", shown_common(answer))
         }
         Answer::RequestBody(answer) => format!("request body{}", shown_common(answer)),
-        Answer::ResponseBody(answer) => format!("response body{}", shown_common(answer)),
+        Answer::ResponseBody(answer) => {
+            format!("response body{}{metadata}", shown_common(answer))
+        }
         Answer::RequestTrailers(_) => "request trailers".to_owned(),
-        Answer::ResponseTrailers(_) => "response trailers".to_owned(),
+        Answer::ResponseTrailers(_) => format!("response trailers{metadata}"),
         Answer::Immediate(ImmediateResponse { status, .. }) => {
             format!("answer {}", status.unwrap().code)
         }
@@ -455,6 +467,40 @@ fn a_body_may_be_replaced_and_a_response_watched_or_rewritten() {
          = ended Naturally
          < response body "<end>"
          < response trailers"#,
+    );
+}
+
+#[test]
+fn a_number_of_a_response_goes_with_its_end() {
+    holds(
+        r#"> request headers response=watch, report=yes !
+         = decide ""
+         < request headers x-gateway-destination-endpoint=10.0.0.1:8000 reroute CHOSEN
+         > response headers :status=200
+         = response Some(200) None body true
+         < response headers
+         > response body one
+         = seen "one"
+         < response body "one"
+         > response body two!
+         = seen "two" !
+         = ended Naturally
+         < response body "two"
+         < response body "" ! metadata {envoy.lb={cost=7}}"#,
+    );
+    holds(
+        r#"> request headers response=rewrite, report=yes !
+         = decide ""
+         < request headers x-gateway-destination-endpoint=10.0.0.1:8000 reroute CHOSEN
+         > response headers :status=200
+         = response Some(200) None body true
+         < response headers -content-length
+         > response body one
+         < response body "ONE"
+         > response trailers
+         = ended Naturally
+         < response body "<end>"
+         < response trailers metadata {envoy.lb={cost=7}}"#,
     );
 }
 
