@@ -27,6 +27,8 @@ const FLOORS: &[(&str, u8)] = &[
     ("baton-fleet", 2),
     ("baton-ext-proc", 2),
     ("baton-k8s", 2),
+    ("baton-peers", 2),
+    ("baton-telemetry", 2),
     ("baton-sim", 2),
     ("baton-server", 3),
     ("baton-gateway", 3),
@@ -45,6 +47,9 @@ const SAME_FLOOR: &[(&str, &str)] = &[
     ("baton-kv-transfer", "baton-shm"), // on one machine KV lies where both sides see it
     ("baton-fleet", "baton-http"),      // servers are asked over HTTP how they are
     ("baton-k8s", "baton-fleet"),       // pods become its endpoints
+    ("baton-peers", "baton-fleet"),     // what each sent is told, and counted
+    ("baton-peers", "baton-http"),      // TLS
+    ("baton-telemetry", "baton-http"),  // spans travel over it
 ];
 
 const EFFECTS: &[&str] = &[
