@@ -234,8 +234,24 @@ def events() -> None:
     put("zmtp_frames", "message", b"\x05\x01\x02kv\x01\x08" + bytes(8) + b"\x02" + struct.pack(">Q", 300) + bytes(300))
 
 
+def peers() -> None:
+    def frame(kind: int, body: bytes) -> bytes:
+        return struct.pack("<IB", len(body) + 1, kind) + body
+
+    def load(number: int, requests: int) -> bytes:
+        return frame(4, struct.pack("<HIQId", number, requests, 700, 1, 1e300))
+
+    names = frame(3, struct.pack("<H", 0) + b"a") + frame(3, struct.pack("<H", 3) + b"b")
+    note = frame(5, struct.pack("<HB", 0, 0) + struct.pack("<3Q", 1, 2, 3))
+    done = frame(5, struct.pack("<HB", 3, 1) + struct.pack("<2Q", 1, 2))
+    put("peers", "talk", names + load(0, 2) + note + done + frame(6, b"") + load(0, 1) + frame(3, struct.pack("<H", 0)))
+    put("peers", "unknown_numbers", load(4000, 1 << 31) + note + names + load(3, 4))
+    put("peers", "greets_again", names + frame(1, b"batonpr1" + bytes(28)))
+
+
 wire()
 files()
 events()
 tokenizers()
 envoy_streams()
+peers()
