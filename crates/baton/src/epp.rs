@@ -21,6 +21,7 @@ mod with_cluster {
     use crate::lifetime::{ParentWatch, shutdown_token};
     use anyhow::Context as _;
     use baton_epp::{Config, ListenError};
+    use std::net::SocketAddr;
     use std::path::Path;
 
     /// Runs until it is told to stop; or says what a configuration means.
@@ -67,7 +68,11 @@ mod with_cluster {
             _ => Failure::Usage(error.into()),
         })?;
         let addresses = bound.addresses().context("the ports are gone");
-        say_ready(addresses.map_err(Failure::Unavailable)?);
+        let peers = bound.peers_address().context("the port is gone");
+        say_ready(
+            addresses.map_err(Failure::Unavailable)?,
+            peers.map_err(Failure::Unavailable)?,
+        );
         baton_epp::run(bound, shutdown).await;
         Ok(())
     }
@@ -77,10 +82,11 @@ mod with_cluster {
         clippy::print_stdout,
         reason = "the ready line is read by whoever started this"
     )]
-    fn say_ready([grpc, health, metrics]: [std::net::SocketAddr; 3]) {
+    fn say_ready([grpc, health, metrics]: [SocketAddr; 3], peers: Option<SocketAddr>) {
         use std::io::Write as _;
+        let peers = peers.map_or(String::new(), |at| format!(", other pickers on {at}"));
         println!(
-            "baton epp ready on grpc://{grpc}, health on grpc://{health}, metrics on http://{metrics}"
+            "baton epp ready on grpc://{grpc}, health on grpc://{health}, metrics on http://{metrics}{peers}"
         );
         // A closed pipe only means that nobody waits for the line.
         let _ = std::io::stdout().flush();

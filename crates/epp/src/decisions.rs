@@ -1,7 +1,7 @@
 //! The last decisions and their reasons, for people who ask why a request went where it did.
 
 use baton_fleet::{Route, Server};
-use baton_scheduler::{EndpointId, Explanation, Prefill, Unschedulable};
+use baton_scheduler::{Candidate, EndpointId, Explanation, Prefill, Stage, Unschedulable};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -74,19 +74,22 @@ impl Decisions {
     }
 }
 
+/// The candidates of a stage that are worth telling of, best first.
+pub(crate) fn told(stage: &Stage) -> impl Iterator<Item = &Candidate> {
+    let mut best: Vec<_> = stage.candidates.iter().collect();
+    best.sort_by(|a, b| b.total.total_cmp(&a.total));
+    let best = best.into_iter().enumerate();
+    best.filter(|(i, c)| *i < MAX_CANDIDATES || stage.picked.contains(&c.id))
+        .map(|(_, candidate)| candidate)
+}
+
 fn stages(why: &Explanation, servers: &[Arc<Server>]) -> Vec<Value> {
     let name = |id: EndpointId| {
         let server = servers.iter().find(|s| s.id == id);
         server.map_or("gone", |s| s.name())
     };
-    let stage = |stage: &baton_scheduler::Stage| {
-        let mut best: Vec<_> = stage.candidates.iter().collect();
-        best.sort_by(|a, b| b.total.total_cmp(&a.total));
-        let kept = best
-            .iter()
-            .enumerate()
-            .filter(|(i, c)| *i < MAX_CANDIDATES || stage.picked.contains(&c.id));
-        let candidates = kept.map(|(_, c)| {
+    let stage = |stage: &Stage| {
+        let candidates = told(stage).map(|c| {
             json!({
                 "endpoint": name(c.id), "total": c.total, "dropped_by": c.dropped_by,
                 "scores": stage.scorers.iter().map(|(n, _)| &**n).zip(&c.values).collect::<std::collections::BTreeMap<_, _>>(),

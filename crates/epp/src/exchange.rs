@@ -15,11 +15,12 @@ use crate::queue::{Claim, Waiting};
 use crate::refusals;
 use crate::restore::Restore;
 use crate::route::{self, Ask};
+use crate::trace::Trace;
 use crate::usage::Tail;
 use crate::words::{Kind, Reading};
 use base64::Engine as _;
 use baton_ext_proc::{
-    Ended, Exchange, Refusal, Reply, RequestHead, ResponseBody, ResponseHead, Routed,
+    Ended, Exchange, Refusal, Reply, Report, RequestHead, ResponseBody, ResponseHead, Routed,
 };
 use baton_fleet::{Eviction, Flight, Permit, Server};
 use baton_http::Pieces;
@@ -40,6 +41,8 @@ pub(crate) struct Request {
     account: Account,
     stage: Stage,
     under_way: Option<UnderWay>,
+    /// What is told of it, if it is traced.
+    trace: Option<Box<Trace>>,
 }
 
 /// How far a request has come that is not placed yet.
@@ -89,7 +92,9 @@ struct UnderWay {
 impl Request {
     pub(crate) fn new(epp: Arc<Epp>, head: RequestHead) -> Self {
         let account = Account::begin(&epp.metrics);
+        let tracer = epp.tracer.as_ref();
         Self {
+            trace: tracer.and_then(|tracer| Trace::begin(tracer, &head.headers)),
             epp,
             head,
             scan: Ok(Scanner::new()),
@@ -102,6 +107,9 @@ impl Request {
     /// Decides, in as many calls as reading and the queue need.
     fn poll(&mut self, cx: &mut Context<'_>, body: &Pieces) -> Poll<Result<Routed, Refusal>> {
         if let Stage::New = self.stage {
+            if let Some(trace) = &mut self.trace {
+                trace.body_is_whole();
+            }
             let asked = self.understand(body)?;
             match self.read(&asked, body) {
                 Some(reading) => self.stage = Stage::Read(asked, reading),
@@ -242,7 +250,7 @@ impl Request {
             priority: asked.priority,
         };
         let served = ask.target.or(ask.model);
-        let (route, mut routed) = route::decide(&epp, &ask)
+        let (route, mut routed) = route::decide(&epp, &ask, self.trace.as_deref_mut())
             .map_err(|why| refusals::unschedulable(why, served, &epp.fleet))?;
         permit.iter_mut().for_each(Permit::placed);
         if let (Some(target), Some(span)) = (ask.target, asked.name_at) {
@@ -308,6 +316,9 @@ impl Exchange for Request {
         let decided = ready!(self.poll(cx, body));
         if let Err(refusal) = &decided {
             self.account.refused(&self.epp.metrics, refusal);
+            if let Some(trace) = &mut self.trace {
+                trace.refused(refusal);
+            }
         }
         Poll::Ready(decided)
     }
@@ -319,6 +330,9 @@ impl Exchange for Request {
         ready!(Pin::new(&mut under_way.eviction).poll(cx));
         let refusal = refusals::evicted();
         self.account.evicted(&self.epp.metrics, &refusal);
+        if let Some(trace) = &mut self.trace {
+            trace.refused(&refusal);
+        }
         Poll::Ready(refusal)
     }
 
@@ -332,6 +346,9 @@ impl Exchange for Request {
         let status = head.status().unwrap_or(0);
         let streams = intent::is_event_stream(&head.headers);
         self.account.answered(&self.epp.metrics, status, streams);
+        if let Some(trace) = &mut self.trace {
+            trace.answered(status);
+        }
         let Some(under_way) = &mut self.under_way else {
             return reply;
         };
@@ -372,11 +389,25 @@ impl Exchange for Request {
         self.account.handled(now);
     }
 
+    fn report(&mut self) -> Option<Report> {
+        // A configuration has at most one.
+        let attribute = self.epp.config.attributes.first()?;
+        let usage = self.under_way.as_ref()?.tail.object()?;
+        Some(Report {
+            value: attribute.of(&usage)?,
+            namespace: Bytes::copy_from_slice(attribute.namespace.as_bytes()),
+            name: Bytes::copy_from_slice(attribute.name.as_bytes()),
+        })
+    }
+
     fn ended(&mut self, why: Ended) {
         // Whoever still waits leaves the queue.
         self.stage = Stage::New;
         let usage = self.under_way.take().map(|u| u.tail.usage());
-        self.account
-            .ended(&self.epp.metrics, why, usage.unwrap_or_default());
+        let usage = usage.unwrap_or_default();
+        self.account.ended(&self.epp.metrics, why, usage);
+        if let Some(trace) = self.trace.take() {
+            trace.ended(usage);
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! `objects` (what operators say of models and priorities), `pool` (the same from Kubernetes, with the endpoints),
 //! `reports` (what servers say of their caches), `readiness`, `usage` and `restore` (the little that is read and changed
 //! of an answer), `account`, `series` and
-//! `metrics`, `decisions`. How servers are chosen is `baton_scheduler`'s, what is known of them `baton_fleet`'s, and how
+//! `metrics`, `decisions` and `trace` (why it went there). How servers are chosen is `baton_scheduler`'s, what is known of them `baton_fleet`'s, and how
 //! Envoy speaks `baton_ext_proc`'s. Invariants: a body goes on as it came, but for the model's name where that changes;
 //! what a client may not say to servers does not reach them; what is in flight is given back on every ending.
 #![forbid(unsafe_code)]
@@ -18,6 +18,7 @@ mod listen;
 mod metrics;
 mod names;
 mod objects;
+mod peer_flags;
 mod picker;
 mod pool;
 mod queue;
@@ -27,14 +28,18 @@ mod refusals;
 mod reports;
 mod restore;
 mod route;
+mod selector;
 mod series;
 mod server_flags;
 mod settings;
+mod trace;
 mod usage;
 mod words;
 
 pub use listen::{Bound, ListenError, bind, run};
 pub use objects::{Objects, Rewrite, Target};
+pub use peer_flags::{PeerFlags, PeerFlagsError};
+pub use selector::SelectorError;
 pub use server_flags::ServerFlags;
 pub use settings::{Config, Ignored, Settings, SettingsError};
 

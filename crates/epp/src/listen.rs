@@ -14,6 +14,7 @@ use baton_http::{Http2Config, Identity, ServeConfig};
 use baton_k8s::{Access, ClientError};
 use baton_kv_events::EndpointError;
 use baton_scheduler::{PrefixIndex, Scheduler};
+use baton_telemetry::{ExportError, Exporter};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -58,6 +59,12 @@ pub enum ListenError {
     /// The model has no usable tokenizer or chat template.
     #[error("the tokenizer cannot be used")]
     Tokenizer(#[from] CheckpointError),
+    /// Other pickers cannot be met.
+    #[error("other pickers")]
+    Peers(#[from] baton_peers::BindError),
+    /// Traces cannot be sent.
+    #[error("traces")]
+    Traces(#[from] ExportError),
     /// There is no randomness.
     #[error("the system gives no random numbers")]
     Random,
@@ -71,6 +78,8 @@ pub struct Bound {
     source: Source,
     probing: Probing,
     reports: Option<Reports>,
+    traces: Option<Exporter>,
+    peers: Option<baton_peers::Bound>,
     tls: Option<Identity>,
     grpc: TcpListener,
     health: TcpListener,
@@ -117,6 +126,14 @@ impl Bound {
             self.metrics.local_addr()?,
         ])
     }
+
+    /// Where other pickers are heard, if they are.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn peers_address(&self) -> std::io::Result<Option<SocketAddr>> {
+        self.peers.as_ref().map(|peers| peers.address()).transpose()
+    }
 }
 
 /// Reads what has to be read, and binds the ports. Nothing is served yet.
@@ -127,20 +144,23 @@ pub async fn bind(config: Config) -> Result<Bound, ListenError> {
     let probing = Probing::of(&config.picker.data)?;
     let plan = config.picker.plan.clone();
     let index = PrefixIndex::new(plan.approximate.per_server);
-    let key = getrandom::u64().map_err(|_| ListenError::Random)?;
-    let fleet = Arc::new(Fleet::new(Scheduler::new(plan, index), key));
+    let draw = getrandom::u64().map_err(|_| ListenError::Random)?;
+    // Pickers that tell each other of prompts hash them alike.
+    let key = (config.peers.as_ref()).map_or(draw, |(peers, _)| peers.secret.hash_key());
+    let fleet = Fleet::new(Scheduler::new(plan, index), key).drawing_from(draw);
+    let fleet = Arc::new(fleet);
     let source = match &config.source {
         settings::Source::File(path) => {
             let file = EndpointsFile::new(path, parse_file);
             fleet.set_endpoints(&file.read()?)?;
             Source::File(file)
         }
-        settings::Source::Pool(pool) => {
-            let draw = getrandom::u64().map_err(|_| ListenError::Random)?;
-            Source::Pool(Pool::new(pool.clone(), draw).await?)
-        }
+        settings::Source::Pool(pool) => Source::Pool(Pool::new(pool.clone(), draw).await?),
     };
+    let traces = config.traces.as_ref().map(Exporter::new).transpose()?;
+    let (tracer, traces) = traces.unzip();
     let manners = Manners {
+        tracer: tracer.map(Arc::new),
         heeds_subset: config.heeds_subset,
         emits_scores: config.emits_scores,
         decisions: config.decisions,
@@ -148,6 +168,14 @@ pub async fn bind(config: Config) -> Result<Bound, ListenError> {
     let (reports, words) = precise(&config).await?;
     let tls = identity(&config)?;
     let on = |port| listener(config.host, port);
+    let peers = match &config.peers {
+        Some((settings, port)) => {
+            let listener = on(*port).await?;
+            let settings = settings.clone();
+            Some(baton_peers::Bound::new(settings, listener, fleet.clone())?)
+        }
+        None => None,
+    };
     let (picker, name) = (config.picker.clone(), config.source.pool());
     let epp = Epp::new(fleet, picker, name, manners, words);
     epp.objects.store(Arc::new(config.objects.clone()));
@@ -156,6 +184,8 @@ pub async fn bind(config: Config) -> Result<Bound, ListenError> {
         source,
         probing,
         reports,
+        traces,
+        peers,
         tls,
         grpc: on(config.grpc_port).await?,
         health: on(config.health_port).await?,
@@ -214,6 +244,8 @@ pub async fn run(bound: Bound, shutdown: CancellationToken) {
         source,
         probing,
         reports,
+        traces,
+        peers,
         tls,
         grpc,
         health,
@@ -223,18 +255,13 @@ pub async fn run(bound: Bound, shutdown: CancellationToken) {
     let mut readiness = Readiness::new(shutdown.clone());
     let (lead, access) = source.start(&epp, &mut readiness, &mut background);
     background.spawn(baton_fleet::watch(epp.fleet.clone(), probing));
-    if let (Some(tls), Some(folder)) = (&tls, &config.certificate)
-        && config.reloads_certificate
-    {
-        background.spawn(tls.clone().follow_folder(folder.clone()));
+    follow(&config, &epp, tls.as_ref(), reports, &mut background);
+    if let Some(peers) = peers {
+        background.spawn(peers.run());
     }
-    if let (Some(reports), Some(words)) = (reports, &epp.words) {
-        background.spawn(reports.run(epp.fleet.clone(), words.clone()));
-    }
-    if let Some(queue) = &epp.queue {
-        background.spawn(queue.gate.clone().run());
-        background.spawn(queue.gate.clone().follow(epp.fleet.clone()));
-    }
+    // Traces are sent until the last request is over.
+    let over = CancellationToken::new();
+    let traces = traces.map(|traces| tokio::spawn(traces.run(over.clone())));
     let told = readiness.health();
     let ended = CancellationToken::new();
     background.spawn(serve_health(
@@ -256,12 +283,35 @@ pub async fn run(bound: Bound, shutdown: CancellationToken) {
     let beside = config.health_beside.then_some(told);
     let picker = Arc::new(Shared(epp));
     serve(grpc, picker, config.limits, beside, http2, stop).await;
-    // It gives the lease back since shutdown began, and waits for nothing without a bound.
-    if let Some(lead) = lead {
-        let _ = lead.await;
+    over.cancel();
+    // One gives the lease back since shutdown began, one sends what is left; neither waits for anything without a bound.
+    for last in [lead, traces].into_iter().flatten() {
+        let _ = last.await;
     }
     // Dropping the set ends what is left.
     drop(background);
+}
+
+/// Follows what changes beside the endpoints, if it is to be followed.
+fn follow(
+    config: &Config,
+    epp: &Arc<Epp>,
+    tls: Option<&Identity>,
+    reports: Option<Reports>,
+    background: &mut JoinSet<()>,
+) {
+    if let (Some(tls), Some(folder)) = (tls, &config.certificate)
+        && config.reloads_certificate
+    {
+        background.spawn(tls.clone().follow_folder(folder.clone()));
+    }
+    if let (Some(reports), Some(words)) = (reports, &epp.words) {
+        background.spawn(reports.run(epp.fleet.clone(), words.clone()));
+    }
+    if let Some(queue) = &epp.queue {
+        background.spawn(queue.gate.clone().run());
+        background.spawn(queue.gate.clone().follow(epp.fleet.clone()));
+    }
 }
 
 /// Takes no new requests when the drain that follows `shutdown` is over, and lets nobody wait any more.

@@ -11,6 +11,7 @@ use baton_ext_proc::{Picker, Refusal, RequestHead};
 use baton_fleet::Fleet;
 use baton_scheduler::SessionStrategy;
 use baton_scheduler::config::PickerConfig;
+use baton_telemetry::Tracer;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -27,6 +28,8 @@ pub(crate) struct Epp {
     pub(crate) words: Option<Arc<Words>>,
     /// The last decisions, if they are kept.
     pub(crate) decisions: Option<Decisions>,
+    /// What traces requests, if anything does.
+    pub(crate) tracer: Option<Arc<Tracer>>,
     /// Whether the proxy may restrict the choice.
     pub(crate) heeds_subset: bool,
     /// Whether the proxy is told the candidates' scores.
@@ -38,12 +41,13 @@ pub(crate) struct Epp {
 }
 
 /// What of [`Epp`] is a matter of flags.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Manners {
     pub(crate) heeds_subset: bool,
     pub(crate) emits_scores: bool,
     /// Decisions that are kept; 0 keeps none.
     pub(crate) decisions: usize,
+    pub(crate) tracer: Option<Arc<Tracer>>,
 }
 
 impl Epp {
@@ -74,6 +78,7 @@ impl Epp {
             objects: ArcSwap::default(),
             config,
             decisions: (manners.decisions > 0).then(|| Decisions::new(manners.decisions)),
+            tracer: manners.tracer,
             heeds_subset: manners.heeds_subset,
             emits_scores: manners.emits_scores,
             chance: AtomicU64::new(0),

@@ -15,6 +15,8 @@ use tokio::task::{JoinHandle, JoinSet};
 #[derive(Clone, Debug)]
 pub(crate) struct PoolConfig {
     pub(crate) name: PoolName,
+    /// The pool itself, if there is no such object.
+    pub(crate) itself: Option<baton_k8s::Pool>,
     /// How to reach the API server; else as the environment says.
     pub(crate) kubeconfig: Option<PathBuf>,
     /// Of all pickers of this pool one is ready.
@@ -69,10 +71,11 @@ impl Pool {
         let (seen, pool) = watch::channel(false);
         readiness.pool = Some(pool);
         background.spawn(take_over(states, epp.clone(), seen));
-        let name = self.config.name;
+        let (name, itself) = (self.config.name, self.config.itself);
         let lease = LeaseName::of(&name, &self.candidate);
         let client = self.client.clone();
-        background.spawn(baton_k8s::follow(client, name, Pace::default(), sender));
+        let following = baton_k8s::follow(client, name, itself, Pace::default(), sender);
+        background.spawn(following);
         self.config
             .elects
             .then(|| stand(self.client, lease, readiness))
@@ -154,7 +157,7 @@ fn objects_of(state: &PoolState) -> Objects {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use baton_k8s::{Objective, Rewrite, RewriteRule, RewriteTarget};
+    use baton_k8s::{Members, Objective, Rewrite, RewriteRule, RewriteTarget};
     use std::collections::BTreeMap;
 
     fn rewrite(name: &str, created: i64, rules: &[(&[&str], &str, Option<u32>)]) -> Rewrite {
@@ -204,7 +207,7 @@ mod tests {
             (AppProtocol::Other("smoke".into()), false),
         ] {
             state.pool = Some(baton_k8s::Pool {
-                selector: BTreeMap::new(),
+                members: Members::Query(String::new()),
                 target_ports: vec![8000],
                 app_protocol,
             });

@@ -4,6 +4,7 @@ use crate::intent;
 use crate::metrics::Choice;
 use crate::names;
 use crate::picker::Epp;
+use crate::trace::Trace;
 use base64::Engine as _;
 use baton_ext_proc::{Destination, RequestHead, Routed};
 use baton_fleet::{Flight, Route, Server};
@@ -27,7 +28,11 @@ pub(crate) struct Ask<'a> {
 }
 
 /// Decides where a request goes, and notes why if somebody wants to know.
-pub(crate) fn decide(epp: &Epp, ask: &Ask<'_>) -> Result<(Route, Routed), Unschedulable> {
+pub(crate) fn decide(
+    epp: &Epp,
+    ask: &Ask<'_>,
+    trace: Option<&mut Trace>,
+) -> Result<(Route, Routed), Unschedulable> {
     let began = Instant::now();
     let headers = &ask.head.headers;
     let servers = epp.fleet.servers();
@@ -50,7 +55,7 @@ pub(crate) fn decide(epp: &Epp, ask: &Ask<'_>) -> Result<(Route, Routed), Unsche
         if_cached: ask.head.has_body && intent::prefers(headers, names::IF_AVAILABLE),
         ..Request::new(ask.prompt)
     };
-    let explains = epp.decisions.is_some() || epp.emits_scores;
+    let explains = epp.decisions.is_some() || epp.emits_scores || trace.is_some();
     let mut why = Explanation::default();
     let decided = if explains {
         epp.fleet.route_explained(&request, &mut why)
@@ -69,8 +74,13 @@ pub(crate) fn decide(epp: &Epp, ask: &Ask<'_>) -> Result<(Route, Routed), Unsche
         let id = headers.text(names::REQUEST_ID).unwrap_or("");
         decisions.keep(id, &servers, &decided, &why, took);
     }
+    let context = trace.map(|trace| {
+        trace.decided(ask, &servers, &decided, (&why, took));
+        trace.header()
+    });
     let route = decided?;
     let mut routed = Routed::to(destination(&route, &servers)?);
+    routed.set.extend(context);
     headers_of(&route, &mut routed);
     routed.remove.extend(names::FOR_THE_PICKER);
     if headers.get(names::REQUEST_ID).is_none() {

@@ -2,7 +2,7 @@
 
 use baton_scheduler::config::DataLayer;
 use baton_scheduler::engines::{CacheInfo, MetricSpec};
-use clap::Args;
+use clap::{ArgAction, Args};
 use std::convert::Infallible;
 
 /// A series as charts name it: in quotes that no shell took away, or empty where an engine has no such series.
@@ -40,6 +40,9 @@ pub struct ServerFlags {
     /// How they are asked for: http or https.
     #[arg(long, value_name = "SCHEME", value_parser = ["http", "https"])]
     pub model_server_metrics_scheme: Option<String>,
+    /// With https: take any certificate. Default: true.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub model_server_metrics_https_insecure_skip_verify: Option<bool>,
     /// Requests that wait, such as vllm:num_requests_waiting.
     #[arg(long, value_name = "SERIES", value_parser = Series::parse)]
     pub total_queued_requests_metric: Option<Series>,
@@ -69,6 +72,9 @@ impl ServerFlags {
         }
         if let Some(scheme) = self.model_server_metrics_scheme {
             metrics.https = scheme == "https";
+        }
+        if let Some(skip) = self.model_server_metrics_https_insecure_skip_verify {
+            metrics.insecure_skip_verify = skip;
         }
         let default = &data.engines.default;
         let Some(engine) = data.engines.known.iter_mut().find(|e| e.name == *default) else {
@@ -107,12 +113,14 @@ mod tests {
         ServerFlags {
             model_server_metrics_port: Some(9100),
             model_server_metrics_scheme: Some("https".to_owned()),
+            model_server_metrics_https_insecure_skip_verify: Some(false),
             total_queued_requests_metric: Series::parse("sglang:num_queue_reqs").ok(),
             cache_info_metric: Series::parse("my:cache").ok(),
             ..ServerFlags::default()
         }
         .apply(&mut data);
         assert_eq!((data.metrics.port, data.metrics.https), (Some(9100), true));
+        assert!(!data.metrics.insecure_skip_verify);
         let vllm = |data: &DataLayer| {
             let mut all = data.engines.known.iter();
             all.find(|e| &*e.name == "vllm").unwrap().clone()

@@ -4,7 +4,9 @@
 //! that cannot be changed is refused.
 
 use crate::objects::Objects;
+use crate::peer_flags::{PeerFlags, PeerFlagsError};
 use crate::pool::PoolConfig;
+use crate::selector::{self, SelectorError};
 use crate::server_flags::ServerFlags;
 use baton_ext_proc::Limits;
 use baton_k8s::{OLD_GROUP, POOL_GROUP, PoolName};
@@ -21,6 +23,9 @@ const WITHOUT_TOKENIZER: &str = "without --tokenizer only prompts that are token
 /// Said where nothing needs a tokenizer.
 const TOKENIZER_ALONE: &str =
     "--tokenizer means nothing without a precise prefix index in the configuration";
+
+/// Said where the environment says no to a flag.
+const TRACES_OFF: &str = "--tracing means nothing: OTEL_TRACES_EXPORTER, if it is said, must be otlp, and OTEL_SDK_DISABLED not true";
 
 /// Where requests to a picker come from, and how it decides.
 #[derive(Clone, Debug, Args)]
@@ -66,11 +71,11 @@ pub struct Settings {
         value_name = "GROUP"
     )]
     pub pool_group: String,
-    /// Labels of the pods that are the endpoints, without an InferencePool: refused, there is no such way yet.
-    #[arg(long, hide = true, value_name = "SELECTOR")]
+    /// Labels of the pods that are the endpoints, without an InferencePool, as kubectl takes them: app=vllm,tier!=test.
+    #[arg(long, value_name = "SELECTOR", conflicts_with = "endpoints_file")]
     pub endpoint_selector: Option<String>,
-    /// Ports of those pods.
-    #[arg(long, hide = true, value_delimiter = ',', value_name = "PORTS")]
+    /// Ports of those pods, at most 8; each is an endpoint.
+    #[arg(long, value_delimiter = ',', value_name = "PORTS")]
     pub endpoint_target_ports: Vec<u16>,
     /// How to reach Kubernetes' API server. Default: KUBECONFIG, else the account of the pod.
     #[arg(long, value_name = "FILE")]
@@ -120,12 +125,18 @@ pub struct Settings {
     /// Keep the last N decisions and their reasons, at /debug/decisions beside the metrics.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub debug_decisions: usize,
+    /// Send traces of requests to a collector, as the variables OTEL_* say.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub tracing: bool,
     /// Tokenizer and chat template for prompts that are looked up in what servers report: a model's folder or .gguf file.
     #[arg(long, value_name = "MODEL")]
     pub tokenizer: Option<PathBuf>,
     /// Where servers have their metrics.
     #[command(flatten)]
     pub servers: ServerFlags,
+    /// Who else decides for these endpoints.
+    #[command(flatten)]
+    pub peers: PeerFlags,
     /// Flags that mean nothing here.
     #[command(flatten)]
     pub ignored: Ignored,
@@ -165,9 +176,7 @@ ignored! {
     refresh_metrics_interval,
     refresh_prometheus_metrics_interval,
     metrics_staleness_threshold,
-    model_server_metrics_https_insecure_skip_verify,
     enable_pprof,
-    tracing,
     grpc_max_send_msg_size,
     enable_grpc_stream_metrics,
     allow_experimental_plugins,
@@ -195,6 +204,9 @@ pub struct Config {
     pub(crate) tokenizer: Option<PathBuf>,
     /// What an operator says, until a pool says otherwise.
     pub(crate) objects: Objects,
+    pub(crate) traces: Option<baton_telemetry::Settings>,
+    /// Other pickers, and the port on which they are heard.
+    pub(crate) peers: Option<(baton_peers::Settings, u16)>,
 }
 
 /// Where the endpoints come from.
@@ -230,26 +242,32 @@ pub enum SettingsError {
     Invalid(#[from] Invalid),
     /// Nobody says where the endpoints are.
     #[error(
-        "say where the endpoints are: --pool-name, --endpoints-file, or the plugin file-discovery in the configuration"
+        "say where the endpoints are: --pool-name, --endpoint-selector, --endpoints-file, or the plugin file-discovery in the configuration"
     )]
     NoEndpoints,
     /// A pool and a file.
     #[error(
-        "endpoints come from --pool-name or from the plugin file-discovery in the configuration, not from both"
+        "endpoints come from Kubernetes or from the plugin file-discovery in the configuration, not from both"
     )]
     TwoSources,
-    /// Pods without a pool.
-    #[error(
-        "--endpoint-selector: pods cannot be followed without a pool yet; make an InferencePool of this selector and give --pool-name"
-    )]
-    Selector,
+    /// A selector and ports that make no endpoints.
+    #[error(transparent)]
+    Selector(#[from] SelectorError),
     /// A group that has no pools.
     #[error(
         "--pool-group {0}: pools are of {POOL_GROUP}, or of {OLD_GROUP} before they were stable"
     )]
     Group(String),
+    /// A variable about traces.
+    #[error(transparent)]
+    Traces(#[from] baton_telemetry::SettingsError),
+    /// Flags about other pickers.
+    #[error(transparent)]
+    Peers(#[from] PeerFlagsError),
     /// An election without Kubernetes.
-    #[error("--ha-enable-leader-election needs a lease of Kubernetes: give --pool-name")]
+    #[error(
+        "--ha-enable-leader-election needs a lease of Kubernetes: give --pool-name, or --endpoint-selector"
+    )]
     NoLease,
 }
 
@@ -267,12 +285,16 @@ impl Settings {
         self.servers.clone().apply(&mut picker.data);
         let source = self.source(&picker)?;
         if matches!(source, Source::File(_)) && self.kubeconfig.is_some() {
-            warnings.push("--kubeconfig means nothing without --pool-name".to_owned());
+            warnings.push("--kubeconfig means nothing with endpoints from a file".to_owned());
         }
         match (&picker.plan.precise, &self.tokenizer) {
             (Some(_), None) => warnings.push(WITHOUT_TOKENIZER.to_owned()),
             (None, Some(_)) => warnings.push(TOKENIZER_ALONE.to_owned()),
             _ => {}
+        }
+        let traces = self.traces()?;
+        if self.tracing && traces.is_none() {
+            warnings.push(TRACES_OFF.to_owned());
         }
         let limits = Limits {
             max_body: self.max_body_size,
@@ -306,17 +328,30 @@ impl Settings {
                 objectives: self.objectives.into_iter().collect(),
                 ..Objects::default()
             },
+            traces,
+            peers: self.peers.resolve()?,
         };
         Ok((config, warnings))
     }
 
+    fn traces(&self) -> Result<Option<baton_telemetry::Settings>, SettingsError> {
+        let read = || baton_telemetry::Settings::read(|name| std::env::var(name).ok());
+        Ok(self.tracing.then(read).transpose()?.flatten())
+    }
+
     /// Where the endpoints come from: one place.
     fn source(&self, picker: &PickerConfig) -> Result<Source, SettingsError> {
-        if self.endpoint_selector.is_some() || !self.endpoint_target_ports.is_empty() {
-            return Err(SettingsError::Selector);
-        }
         let discovery = picker.data.discovery.as_ref().map(|d| &*d.path);
-        let Some(name) = &self.pool_name else {
+        let pods = selector::pool(
+            self.endpoint_selector.as_deref(),
+            &self.endpoint_target_ports,
+        )?;
+        let name = match (&self.pool_name, &pods) {
+            (Some(name), _) => Some(name.clone()),
+            (None, Some(_)) => Some(selector::name(std::env::var("POD_NAME").ok().as_deref())),
+            (None, None) => None,
+        };
+        let Some(name) = name else {
             if self.ha_enable_leader_election {
                 return Err(SettingsError::NoLease);
             }
@@ -335,8 +370,9 @@ impl Settings {
         Ok(Source::Pool(PoolConfig {
             name: PoolName {
                 group: self.pool_group.clone(),
-                ..PoolName::new(namespace.unwrap_or("default"), name)
+                ..PoolName::new(namespace.unwrap_or("default"), &name)
             },
+            itself: pods,
             kubeconfig: self.kubeconfig.clone(),
             elects: self.ha_enable_leader_election,
             checks_readers: self.metrics_endpoint_auth,
@@ -448,12 +484,26 @@ mod tests {
     }
 
     #[test]
+    fn pods_make_a_pool_of_their_own() {
+        let pods = pool("--endpoint-selector a=b,c!=d --endpoint-target-ports 8000,8001,8000");
+        let itself = pods.itself.unwrap();
+        let members = baton_k8s::Members::Query("a=b,c!=d".to_owned());
+        assert_eq!(itself.members, members);
+        assert_eq!(itself.target_ports, [8000, 8001]);
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused_by_name() {
         for (line, word) in [
             ("", "--pool-name"),
+            ("--endpoint-selector a=b", "--endpoint-target-ports"),
             (
-                "--endpoint-selector a=b --endpoint-target-ports 8000",
-                "InferencePool",
+                "--endpoint-target-ports 1 --pool-name p",
+                "--endpoint-selector",
+            ),
+            (
+                "--endpoint-selector a=b --endpoints-file f",
+                "cannot be used with",
             ),
             (
                 "--pool-name p --endpoint-selector a=b",

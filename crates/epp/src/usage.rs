@@ -1,6 +1,8 @@
 //! How many tokens an answer says it took, read from its last bytes: nothing else of an answer is looked at.
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 /// Bytes at the end of an answer in which the usage stands, with room for what servers put after it.
 const TAIL: usize = 8 << 10;
@@ -12,7 +14,8 @@ pub(crate) struct Tail {
 }
 
 /// What an answer says of itself, in tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "Wire")]
 pub(crate) struct Usage {
     pub(crate) prompt: Option<u64>,
     pub(crate) output: Option<u64>,
@@ -34,38 +37,70 @@ impl Tail {
 
     /// The usage, if the answer ended with one.
     pub(crate) fn usage(&self) -> Usage {
+        self.last().unwrap_or_default()
+    }
+
+    /// All that the answer says of its usage, under the names of completions.
+    pub(crate) fn object(&self) -> Option<Value> {
+        let Value::Object(mut usage) = self.last()? else {
+            return None;
+        };
+        for (name, same) in [
+            ("prompt_tokens", "input_tokens"),
+            ("completion_tokens", "output_tokens"),
+            ("prompt_tokens_details", "input_tokens_details"),
+        ] {
+            if let (false, Some(value)) = (usage.contains_key(name), usage.get(same).cloned()) {
+                usage.insert(name.to_owned(), value);
+            }
+        }
+        Some(usage.into())
+    }
+
+    /// The last usage that is no `null`.
+    fn last<T: DeserializeOwned>(&self) -> Option<T> {
         let key = b"\"usage\"";
         let mut places = memchr::memmem::rfind_iter(&self.bytes, key);
-        places
-            .find_map(|at| read(self.bytes.get(at + key.len()..)?))
-            .unwrap_or_default()
+        places.find_map(|at| read(self.bytes.get(at + key.len()..)?))
     }
 }
 
 /// Reads `: {…}`. In a text that only talks of usage the quotes are escaped, and no colon follows.
-fn read(after_key: &[u8]) -> Option<Usage> {
-    #[derive(Deserialize)]
-    struct Wire {
-        #[serde(alias = "input_tokens")]
-        prompt_tokens: Option<u64>,
-        #[serde(alias = "output_tokens")]
-        completion_tokens: Option<u64>,
-        #[serde(alias = "input_tokens_details")]
-        prompt_tokens_details: Option<Details>,
-    }
-    #[derive(Deserialize)]
-    struct Details {
-        cached_tokens: Option<u64>,
-    }
+fn read<T: DeserializeOwned>(after_key: &[u8]) -> Option<T> {
     let object = after_key.trim_ascii_start().strip_prefix(b":")?;
+    let object = object.trim_ascii_start();
+    if !object.starts_with(b"{") {
+        return None;
+    }
     // The stream ends at the object's end: what follows is not looked at.
-    let mut values = serde_json::Deserializer::from_slice(object).into_iter::<Wire>();
-    let wire = values.next()?.ok()?;
-    Some(Usage {
-        prompt: wire.prompt_tokens,
-        output: wire.completion_tokens,
-        cached: wire.prompt_tokens_details.and_then(|d| d.cached_tokens),
-    })
+    let mut values = serde_json::Deserializer::from_slice(object).into_iter();
+    values.next()?.ok()
+}
+
+/// As it travels.
+#[derive(Deserialize)]
+struct Wire {
+    #[serde(alias = "input_tokens")]
+    prompt_tokens: Option<u64>,
+    #[serde(alias = "output_tokens")]
+    completion_tokens: Option<u64>,
+    #[serde(alias = "input_tokens_details")]
+    prompt_tokens_details: Option<Details>,
+}
+
+#[derive(Deserialize)]
+struct Details {
+    cached_tokens: Option<u64>,
+}
+
+impl From<Wire> for Usage {
+    fn from(wire: Wire) -> Self {
+        Self {
+            prompt: wire.prompt_tokens,
+            output: wire.completion_tokens,
+            cached: wire.prompt_tokens_details.and_then(|d| d.cached_tokens),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -97,6 +132,17 @@ mod tests {
                 expected
             );
         }
+    }
+
+    #[test]
+    fn the_object_has_the_names_of_completions() {
+        let mut tail = Tail::default();
+        tail.push(br#"{"usage":{"input_tokens":5,"output_tokens":2,"more":true},"x":1}"#);
+        let object = tail.object().unwrap();
+        assert_eq!(object["prompt_tokens"], 5);
+        assert_eq!(object["completion_tokens"], 2);
+        assert_eq!(object["more"], true);
+        assert!(Tail::default().object().is_none());
     }
 
     #[test]
