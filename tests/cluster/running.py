@@ -314,8 +314,8 @@ class Cluster:
 
     def _remove_control_groups(self):
         end = time.monotonic() + 10
-        for controller in _controllers():
-            root = controller / f"baton-{self.name}"
+        # Of version 2's own hierarchy beside those of version 1 too, where the container runtime makes one.
+        for root in [group for place in ("", "*/") for group in CONTROL_GROUPS.glob(f"{place}baton-{self.name}")]:
             while root.exists():
                 for folder, _, _ in os.walk(root, topdown=False):
                     with contextlib.suppress(OSError):
@@ -384,3 +384,6 @@ def _end(pid: int, started: int, patience_s: float):
         if time.monotonic() > end:
             raise Failed(f"process {pid} does not end")
         time.sleep(0.02)
+    # If it was a child of this process, and not of another `cluster.py` before.
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
