@@ -23,10 +23,12 @@ def http_filter(name: str, kind: str, **settings) -> dict:
     return {"name": name, "typed_config": {"@type": kind, **settings}}
 
 
-def picker_filter(mode: dict, fail_open: bool) -> dict:
+def picker_filter(mode: dict, fail_open: bool, called: str | None = None) -> dict:
+    """`called`: the picker's cluster has this name, and is asked for by it, as Istio does."""
+    service = {"cluster_name": called} if called else {"cluster_name": "picker", "authority": "picker.local"}
     return http_filter(
         "envoy.filters.http.ext_proc", f"{FILTERS}.ext_proc.v3.ExternalProcessor",
-        grpc_service={"envoy_grpc": {"cluster_name": "picker", "authority": "picker.local"}},
+        grpc_service={"envoy_grpc": service},
         failure_mode_allow=fail_open, message_timeout="1000s", processing_mode=mode,
         metadata_options={"receiving_namespaces": {"untyped": ["envoy.lb"]},
                           "forwarding_namespaces": {"untyped": ["envoy.lb", "envoy.lb.subset_hint"]}})
@@ -68,10 +70,10 @@ def listener(port: int, filters: list[dict], cluster: str, buffer: int, access_l
                                             "typed_config": manager}]}]}
 
 
-def http_protocol(**settings) -> dict:
+def http_protocol(auto_sni: bool = False, **settings) -> dict:
     kind = f"{EXTENSION}.upstreams.http.v3.HttpProtocolOptions"
     return {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions":
-            {"@type": kind, "explicit_http_config": settings}}
+            {"@type": kind, "upstream_http_protocol_options": {"auto_sni": auto_sni}, "explicit_http_config": settings}}
 
 
 def picked_cluster() -> dict:
@@ -87,15 +89,17 @@ def fixed_cluster(name: str, port: int) -> dict:
             "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]}}
 
 
-def picker_cluster(port: int, tls: bool) -> dict:
+def picker_cluster(port: int, tls: bool, called: str | None = None, tls_version: str = "TLS_AUTO") -> dict:
     http2 = {"initial_stream_window_size": 65536, "initial_connection_window_size": 1 << 20}
-    cluster = fixed_cluster("picker", port) | {
-        "typed_extension_protocol_options": http_protocol(http2_protocol_options=http2)}
+    cluster = fixed_cluster(called or "picker", port) | {
+        "typed_extension_protocol_options": http_protocol(auto_sni=bool(called), http2_protocol_options=http2)}
     if tls:
         kind = f"{EXTENSION}.transport_sockets.tls.v3.UpstreamTlsContext"
         # The picker's certificate is its own; nobody verifies it.
         cluster["transport_socket"] = {"name": "envoy.transport_sockets.tls", "typed_config": {
-            "@type": kind, "common_tls_context": {"alpn_protocols": ["h2"], "validation_context": {}}}}
+            "@type": kind, "common_tls_context": {
+                "alpn_protocols": ["h2"], "validation_context": {},
+                "tls_params": {"tls_maximum_protocol_version": tls_version}}}}
     return cluster
 
 

@@ -115,7 +115,7 @@ class Stack:
 
     def __init__(self, picker: list | None = None, servers: int = 2, tls: bool = True, fail_open: bool = False,
                  mode: dict = ec.FULL_DUPLEX, allowed: list[int] | None = None, flags: tuple = (), buffer: int = 32768,
-                 keep_clients_choice: bool = False):
+                 keep_clients_choice: bool = False, called: str | None = None, tls_version: str = "TLS_AUTO"):
         self.children = []
         try:
             self.upstreams = [self.add(Upstream()) for _ in range(servers)]
@@ -126,8 +126,8 @@ class Stack:
             self.log = tempfile.NamedTemporaryFile(prefix="baton-envoy-", suffix=".log")
             filters = [] if keep_clients_choice else [ec.drop_clients_choice()]
             filters += [] if allowed is None else [ec.subset([endpoints[i] for i in allowed])]
-            filters.append(ec.picker_filter(mode, fail_open))
-            clusters = [ec.picked_cluster(), ec.picker_cluster(self.picker.port, tls)]
+            filters.append(ec.picker_filter(mode, fail_open, called))
+            clusters = [ec.picked_cluster(), ec.picker_cluster(self.picker.port, tls, called, tls_version)]
             self.envoy = self.add(Envoy(ec.config(self.port, filters, clusters, buffer, self.log.name), self.port))
         except BaseException:
             self.stop()

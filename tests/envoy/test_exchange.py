@@ -168,3 +168,14 @@ def test_a_gateway_may_keep_response_bodies_to_itself():
 def test_a_mode_that_is_not_spoken_is_named():
     with Stack(mode=ec.FULL_DUPLEX | {"request_body_mode": "BUFFERED"}) as stack:
         assert ask(stack.port, "POST", "/seen", {}, b"{}").status == 500
+
+
+@pytest.mark.parametrize("tls, version", [(False, "TLS_AUTO"), (True, "TLSv1_2"), (True, "TLSv1_3")])
+def test_a_picker_may_be_called_by_its_clusters_name(tls, version):
+    """As Istio's gateway calls it, which sets no authority."""
+    with Stack(tls=tls, called="outbound|9002||picker.llm.svc.cluster.local", tls_version=version) as stack:
+        for _ in range(3):
+            body, name = body_of(100_000), fresh_id()
+            answer = ask(stack.port, "POST", "/seen", {"x-request-id": name}, body)
+            assert (answer.status, answer.json()["sum"]) == (200, checksum(body))
+            assert stack.ended(name).startswith(f"Naturally body={len(body)}")

@@ -4,6 +4,10 @@
 //! Invariant: nothing a peer sends (headers, body, silence) is waited for or stored without a bound.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "http2")]
+mod any_authority;
+#[cfg(feature = "tls")]
+mod any_name;
 mod body;
 #[cfg(feature = "tls")]
 mod bound;

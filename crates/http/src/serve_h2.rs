@@ -1,5 +1,6 @@
 //! Serving HTTP/2, with prior knowledge or over TLS: what a gRPC service stands on.
 
+use crate::any_authority::AnyAuthority;
 use crate::gathered::{Outlet, gathered};
 use crate::serve::{Accepting, connections};
 use http::{Request, Response};
@@ -132,7 +133,7 @@ async fn connection<T, S, B>(
         mark.store(true, Ordering::Relaxed);
         service.call(request)
     });
-    let (gathered, outlet) = gathered(stream);
+    let (gathered, outlet) = gathered(AnyAuthority::new(stream));
     let mut connection = pin!(builder.serve_connection(TokioIo::new(gathered), service));
     let unused = async {
         tokio::time::sleep(FIRST_REQUEST).await;

@@ -3,6 +3,7 @@
 //! TLS 1.2 and 1.3 with ring's cryptography; HTTP/1.1 inside, or HTTP/2. A server's certificate can be replaced while it
 //! serves. Not here: which certificate, and where it lies.
 
+use crate::any_name;
 use arc_swap::ArcSwap;
 use http::Uri;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
@@ -116,12 +117,13 @@ impl Identity {
 
     pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<Secured> {
         let acceptor = TlsAcceptor::from(self.config.load_full());
-        tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await?
+        let handshake = async { acceptor.accept(any_name::begin(stream).await?).await };
+        tokio::time::timeout(HANDSHAKE, handshake).await?
     }
 }
 
 /// A client's connection after the handshake.
-pub(crate) type Secured = server::TlsStream<TcpStream>;
+pub(crate) type Secured = server::TlsStream<any_name::Begun>;
 
 fn parse(chain: &[u8], key: &[u8], inside: &[u8]) -> Result<ServerConfig, TlsError> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(chain).collect::<Result<_, _>>()?;
@@ -133,7 +135,7 @@ fn server_config(
     key: PrivateKeyDer<'static>,
     inside: &[u8],
 ) -> Result<ServerConfig, TlsError> {
-    let mut config = ServerConfig::builder_with_provider(provider())
+    let mut config = ServerConfig::builder_with_provider(any_name::provider())
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(chain, key)?;
