@@ -167,5 +167,7 @@ async fn many_long_requests_at_once_are_refused_before_they_take_all_memory() {
         }
     };
     let grown = sidecar.growth(flood).await;
-    assert!(grown < 48 * MEGABYTE, "{grown} bytes");
+    // Eight bodies, what is made of them for prefill, and what forty connections read ahead: 40 to 60 MB, as pieces fall.
+    // All forty would be 160.
+    assert!(grown < 80 * MEGABYTE, "{grown} bytes");
 }
