@@ -38,7 +38,7 @@ class OverHttp(Collector):
             def do_POST(self):
                 assert self.path == "/v1/traces" and self.headers["content-type"] == "application/x-protobuf"
                 body = self.rfile.read(int(self.headers["content-length"]))
-                collector.take(service.ExportTraceServiceRequest.FromString(body), dict(self.headers))
+                collector.take(service.ExportTraceServiceRequest.FromString(body), {name.lower(): value for name, value in self.headers.items()})
                 self.send_response(200)
                 self.send_header("content-length", "0")
                 self.end_headers()
@@ -61,7 +61,7 @@ class OverGrpc(Collector):
 
         class Servicer(service_grpc.TraceServiceServicer):
             def Export(self, request, context):
-                collector.take(request, {name.title(): value for name, value in context.invocation_metadata()})
+                collector.take(request, dict(context.invocation_metadata()))
                 return service.ExportTraceServiceResponse()
 
         self.server = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
@@ -132,7 +132,7 @@ def test_spans_say_why_each_candidate_scored_what_it_did(traced):
                 total += score * weights[f"baton.weight.{scorer}"]
             assert scored[endpoint]["baton.total"] == pytest.approx(total)
     assert collector.services == {"llm-d-router/epp"}
-    assert collector.headers[0]["X-Key"] == "a secret"
+    assert collector.headers[0]["x-key"] == "a secret"
 
 
 def test_what_is_not_sampled_keeps_its_parent_and_a_refusal_is_told(traced):

@@ -90,7 +90,7 @@ pub struct Bound {
 #[derive(Debug)]
 enum Source {
     File(EndpointsFile),
-    Pool(Pool),
+    Pool(Box<Pool>),
 }
 
 impl Source {
@@ -155,7 +155,9 @@ pub async fn bind(config: Config) -> Result<Bound, ListenError> {
             fleet.set_endpoints(&file.read()?)?;
             Source::File(file)
         }
-        settings::Source::Pool(pool) => Source::Pool(Pool::new(pool.clone(), draw).await?),
+        settings::Source::Pool(pool) => {
+            Source::Pool(Box::new(Pool::new(pool.clone(), draw).await?))
+        }
     };
     let traces = config.traces.as_ref().map(Exporter::new).transpose()?;
     let (tracer, traces) = traces.unzip();

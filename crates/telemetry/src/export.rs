@@ -162,23 +162,26 @@ impl Exporter {
         export.encode_to_vec().into()
     }
 
-    /// Says once that there is no collector, and once that there is one again.
+    /// Remembers whether there is a collector, and says so once whenever that changes.
     fn note(&self, sent: &Sent) {
         let deaf = matches!(sent, Sent::Lost(_));
         let was = self.state.deaf.swap(deaf, Relaxed);
         match sent {
-            Sent::Taken if was => {
-                let lost = self.state.lost.swap(0, Relaxed);
-                tracing::info!(lost, "the collector of traces answers again");
-            }
-            Sent::Taken => {}
-            Sent::Lost(_) if was => {}
-            Sent::Lost(why) => {
-                let collector = &self.line.collector.uri;
-                tracing::warn!(%collector, why, "no traces until their collector answers");
-            }
+            Sent::Taken if was => self.note_answer(),
+            Sent::Lost(why) if !was => self.note_silence(why),
             Sent::Refused(why) => tracing::warn!(why, "the collector refuses traces"),
+            Sent::Taken | Sent::Lost(_) => {}
         }
+    }
+
+    fn note_answer(&self) {
+        let lost = self.state.lost.swap(0, Relaxed);
+        tracing::info!(lost, "the collector of traces answers again");
+    }
+
+    fn note_silence(&self, why: &str) {
+        let collector = &self.line.collector.uri;
+        tracing::warn!(%collector, why, "no traces until their collector answers");
     }
 }
 

@@ -1,3 +1,5 @@
+//! Names as Istio gives them, as the RFC codes them, in pieces of any size, through a real server.
+
 use super::*;
 use crate::{Http2Config, serve_h2};
 use http::{Request, Response};
@@ -31,7 +33,7 @@ fn packed(text: &[u8]) -> Vec<u8> {
             first += symbols.len();
         }
     }
-    while bits.len() % 8 != 0 {
+    while !bits.len().is_multiple_of(8) {
         bits.push('1');
     }
     let byte = |at| u8::from_str_radix(&bits[at..at + 8], 2).unwrap();

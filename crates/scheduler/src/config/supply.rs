@@ -88,8 +88,9 @@ impl Attribute {
     /// Its value for a response that says this of its usage, if it is to be told.
     #[must_use]
     pub fn of(&self, usage: &Value) -> Option<f64> {
-        let when = self.condition.as_ref();
-        if !when.is_none_or(|when| when.flag(usage) == Some(true)) {
+        if let Some(when) = &self.condition
+            && when.flag(usage) != Some(true)
+        {
             return None;
         }
         let number = self.expression.number(usage)?.trunc();
