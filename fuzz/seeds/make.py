@@ -249,9 +249,29 @@ def peers() -> None:
     put("peers", "greets_again", names + frame(1, b"batonpr1" + bytes(28)))
 
 
+def callers() -> None:
+    """Two requests for one authority, which the second takes from the table; and a hello with such a name."""
+    def frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
+        return struct.pack(">I", len(body))[1:] + struct.pack(">BBI", kind, flags, stream) + body
+
+    name = b"outbound|9002||picker.llm.svc"
+    literal = bytes([0x83, 0x86, 0x84, 0x41, len(name)]) + name
+    packed = bytes([0x83, 0x86, 0x84, 0x41, 0x82, 0xff, 0x9f])
+    for kind, first in [("plain", literal), ("packed", packed)]:
+        said = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"")
+        said += frame(1, 12, 1, b"\x02" + first + bytes(2)) + frame(0, 1, 1, b"body")
+        said += frame(1, 37, 3, bytes(5) + b"\x83\x86\x84\xbe")
+        put("http_callers", kind, b"\x07" + said)
+    list_of_names = struct.pack(">HBH", len(name) + 3, 0, len(name)) + name
+    extensions = bytes([0, 35, 0, 0]) + struct.pack(">HH", 0, len(list_of_names)) + list_of_names
+    body = b"\x03\x03" + bytes(32) + b"\0" + b"\0\x02\x13\x01" + b"\x01\0" + struct.pack(">H", len(extensions)) + extensions
+    put("http_callers", "hello", b"\x07\x01" + struct.pack(">I", len(body))[1:] + body)
+
+
 wire()
 files()
 events()
 tokenizers()
 envoy_streams()
 peers()
+callers()

@@ -350,7 +350,7 @@ def _free_ports(count: int) -> list[int]:
         return [s.getsockname()[1] for s in sockets]
 
 
-def _stat(pid: int) -> list[str]:
+def stat_of(pid: int) -> list[str]:
     """The fields of /proc/PID/stat that follow the name, which may hold anything: state first, start time the twentieth."""
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -359,13 +359,13 @@ def _stat(pid: int) -> list[str]:
 
 
 def _started(pid: int) -> int:
-    fields = _stat(pid)
+    fields = stat_of(pid)
     return int(fields[19]) if fields else -1
 
 
 def _alive(pid: int, started: int) -> bool:
     """Whether the process that got this id at that time still runs: ids come again."""
-    fields = _stat(pid)
+    fields = stat_of(pid)
     return bool(fields) and fields[0] not in "ZX" and int(fields[19]) == started
 
 
@@ -386,4 +386,4 @@ def _end(pid: int, started: int, patience_s: float):
         time.sleep(0.02)
     # If it was a child of this process, and not of another `cluster.py` before.
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+        os.waitpid(pid, 0)

@@ -5,9 +5,8 @@ import pathlib
 import subprocess
 
 import pytest
-from running import CONTROL_GROUPS, Cluster
+from running import CONTROL_GROUPS, Cluster, stat_of
 from scene import IMAGE, ROOT, eventually, load_baton
-
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +51,9 @@ def test_a_server_in_a_pod_answers_through_a_service(node):
         raise AssertionError(node.kubectl("describe", "pod", "serve") + node.kubectl("logs", "serve", check=False)) from error
     address = node.kubectl("get", "service", "serve", "-o", "jsonpath={.spec.clusterIP}")
     ask = ["curl", "-sS", "--max-time", "20", "-H", "content-type: application/json"]
-    model = json.loads(node.run(*ask, f"http://{address}/v1/models"))["data"][0]["id"]
+    # The node's rules for a service follow a moment after its pod is ready.
+    models = eventually(lambda: node.run(*ask, f"http://{address}/v1/models", check=False), "the service leads to the pod")
+    model = json.loads(models)["data"][0]["id"]
     question = json.dumps({"model": model, "prompt": "Hello", "max_tokens": 3})
     answer = json.loads(node.run(*ask, f"http://{address}/v1/completions", "-d", question))
     assert answer["usage"]["completion_tokens"] == 3, answer
@@ -104,7 +105,7 @@ def test_nothing_stays_after_half_an_up(monkeypatch):
 def left(folder: pathlib.Path, pids: list[int]) -> list[str]:
     """Traces of a cluster: processes, files, mounts, control groups."""
     found = [str(folder)] if folder.exists() else []
-    found += [f"process {pid}" for pid in pids if pathlib.Path(f"/proc/{pid}").exists()]
+    found += [f"process {pid}" for pid in pids if stat_of(pid)[:1] not in ([], ["Z"])]
     for process in pathlib.Path("/proc").glob("[0-9]*"):
         try:
             if str(folder).encode() in (process / "cmdline").read_bytes():

@@ -33,7 +33,8 @@ POOL = json.dumps({
 
 def manifests() -> str:
     """What docs/epp.md tells to apply, with an image that is on the node, and two replicas of which one leads."""
-    (text,) = re.findall(r"```yaml\n(apiVersion.*?)```", (ROOT / "docs/epp.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/epp.md").read_text(), re.DOTALL)
+    (text,) = (block for block in blocks if "kind: Deployment" in block)
     changes = {"image: baton\n": f"image: {IMAGE}\n        imagePullPolicy: Never\n",
                "args: [epp, ": "args: [epp, --ha-enable-leader-election, ", "spec:\n  selector: {matchLabels":
                "spec:\n  replicas: 2\n  selector: {matchLabels"}

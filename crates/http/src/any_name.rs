@@ -46,10 +46,11 @@ pub(crate) async fn begin(stream: TcpStream) -> io::Result<Begun> {
     Ok(join(Cursor::new(record).chain(reading), writing))
 }
 
-fn hide_no_name(hello: &mut [u8]) {
+pub(crate) fn hide_no_name(hello: &mut [u8]) {
     if let Some(at) = extension(hello, SERVER_NAME)
         && let Some(name) = name(&hello[at + 2..])
         && ServerName::try_from(name).is_err()
+        && extension(hello, HIDDEN).is_none()
     {
         hello[at..at + 2].copy_from_slice(&HIDDEN);
     }
@@ -162,14 +163,17 @@ impl Context for RestoringContext {
 
     /// rustls gives a hello at once, from its beginning on.
     fn update(&mut self, data: &[u8]) {
-        match extension(data, HIDDEN) {
-            None => self.0.update(data),
-            Some(at) => {
-                self.0.update(&data[..at]);
-                self.0.update(&SERVER_NAME);
-                self.0.update(&data[at + HIDDEN.len()..]);
-            }
+        for part in restored(data) {
+            self.0.update(part);
         }
+    }
+}
+
+/// A message as the client sent it, in parts.
+pub(crate) fn restored(message: &[u8]) -> [&[u8]; 3] {
+    match extension(message, HIDDEN) {
+        None => [message, &[], &[]],
+        Some(at) => [&message[..at], &SERVER_NAME, &message[at + HIDDEN.len()..]],
     }
 }
 

@@ -15,6 +15,9 @@ mod budget;
 #[cfg(feature = "tls")]
 mod certificate;
 mod client;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "http2")]
 mod gathered;
 mod headers;
