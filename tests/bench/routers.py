@@ -22,7 +22,9 @@ from client import ask  # noqa: E402
 from harness import EXAMPLES, Child, Envoy, Upstream, eventually, free_port  # noqa: E402
 from picker import BATON, LOADS, OTHERS, SHARED, cpu_ms, rss_mib  # noqa: E402
 
-PEERS = {"sglang-router 0.3.2": "sglang_router", "smg 1.13.0": "smg", "vllm-router 0.1.17": "vllm_router"}
+# Module, and how it is told to be quiet.
+PEERS = {"sglang-router 0.3.2": ("sglang_router", "warn"), "smg 1.13.0": ("smg", "warn"),
+         "vllm-router 0.1.17": ("vllm_router", "warning")}
 # Of streams nothing here is asked: not all routers pass on what they do not know.
 LOADS = [load for load in LOADS if load[4] == "/v1/completions"]
 QUESTION = json.dumps({"model": "m", "prompt": "Hello", "max_tokens": 1}).encode()
@@ -42,11 +44,11 @@ def baton(servers: list[Upstream], port: int, folder: str) -> Child:
     return Child([BATON, "gateway", "--config", file], port, SHARED)
 
 
-def peer(module: str):
+def peer(module: str, quiet: str):
     def start(servers: list[Upstream], port: int, folder: str) -> Child:
         urls = [f"http://{server.endpoint}" for server in servers]
         return Child([sys.executable, "-m", f"{module}.launch_router", "--worker-urls", *urls, "--policy", "cache_aware",
-                      "--host", "127.0.0.1", "--port", port, "--log-level", "warn", "--prometheus-port", free_port()],
+                      "--host", "127.0.0.1", "--port", port, "--log-level", quiet, "--prometheus-port", free_port()],
                      port, SHARED)
     return start
 
@@ -85,7 +87,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a tenth of the requests")
     args = parser.parse_args()
     servers, routers = [Upstream(OTHERS) for _ in range(2)], []
-    starts = {"Envoy": envoy, "baton gateway": baton, **{name: peer(module) for name, module in PEERS.items()}}
+    starts = {"Envoy": envoy, "baton gateway": baton, **{name: peer(*how) for name, how in PEERS.items()}}
     with tempfile.TemporaryDirectory() as folder:
         try:
             for name, start in starts.items():
