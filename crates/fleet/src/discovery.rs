@@ -92,7 +92,7 @@ impl EndpointsFile {
         };
         let done = specs.and_then(|specs| Ok(fleet.set_endpoints(&specs)?));
         if let Err(error) = done {
-            tracing::warn!(error = %chain(&*error), "endpoints file; keeping the servers there were");
+            tracing::warn!(error = %baton_http::with_causes(&*error), "endpoints file; keeping the servers there were");
         }
     }
 
@@ -165,18 +165,6 @@ impl Entry {
             ..EndpointSpec::new(self.name, Address::new(&self.address, port)?)
         })
     }
-}
-
-/// An error and its causes on one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

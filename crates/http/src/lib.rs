@@ -12,6 +12,7 @@ mod body;
 #[cfg(feature = "tls")]
 mod bound;
 mod budget;
+mod causes;
 #[cfg(feature = "tls")]
 mod certificate;
 mod client;
@@ -37,6 +38,7 @@ pub use body::{BodyError, collect, collect_charged};
 #[cfg(feature = "tls")]
 pub use bound::Binding;
 pub use budget::{Account, Budget, Charge, ReadError};
+pub use causes::with_causes;
 #[cfg(feature = "tls")]
 pub use certificate::FolderError;
 pub use client::{Client, ClientConfig, ClientError, GetError};

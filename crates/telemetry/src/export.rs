@@ -5,7 +5,7 @@ use crate::proto::{
 };
 use crate::settings::{Collector, Protocol, Settings};
 use crate::tracer::{Ids, State, Tracer};
-use baton_http::{Client, ClientConfig, ClientTls, TlsError, Trust, once_h2};
+use baton_http::{Client, ClientConfig, ClientTls, TlsError, Trust, once_h2, with_causes};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, TE};
 use http::{Request, StatusCode, Uri, Version};
@@ -219,10 +219,10 @@ impl Line {
             Err(error) => return Sent::Refused(error.to_string()),
         };
         let response = match self.collector.protocol {
-            Protocol::Http => self.client.send(request).await.map_err(|e| chain(&e)),
+            Protocol::Http => self.client.send(request).await.map_err(|e| with_causes(&e)),
             Protocol::Grpc => {
                 let sent = once_h2(request, self.tls.as_ref()).await;
-                sent.map_err(|e| chain(&e))
+                sent.map_err(|e| with_causes(&e))
             }
         };
         let response = match response {
@@ -293,18 +293,6 @@ fn by_grpc(head: &HeaderMap, trailers: &HeaderMap) -> Sent {
         Some(code) => Sent::Refused(why(code)),
         None => Sent::Lost("no status of gRPC".to_owned()),
     }
-}
-
-/// An error and what caused it.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
