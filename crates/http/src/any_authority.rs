@@ -68,7 +68,8 @@ impl<T> AnyAuthority<T> {
         buf.put_slice(&left[..given]);
         self.passed += given;
         if self.passed == self.passing.len() {
-            (self.passing, self.passed) = (Vec::new(), 0);
+            self.passing.clear();
+            self.passed = 0;
         }
     }
 }
