@@ -36,7 +36,6 @@ fn fleet(n: u32) -> Vec<Endpoint> {
                 waiting: i * 7 % 13,
                 running: i * 5 % 31,
                 active: i * 11 % 37,
-                queued: i * 7 % 5,
                 queued_work: f64::from(i * 1009 % 9973),
                 pace: Some(20_000.0),
                 kv_usage: (i * 3 % 89) as f32 / 100.0,

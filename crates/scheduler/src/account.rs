@@ -172,7 +172,6 @@ impl Account {
             active: active(said, requests),
             unseen: requests.saturating_sub(said.sent),
             tokens: self.tokens.saturating_add(others.tokens),
-            queued: self.backlog.requests().saturating_add(others.queued),
             queued_work: self.backlog.left(now) + others.work,
             pace: self.backlog.pace(),
             kv_usage: said.kv_usage,
@@ -245,7 +244,6 @@ mod tests {
             active: 3,
             unseen: 1,
             tokens: 15,
-            queued: 1,
             queued_work: 60.0,
             pace: Some(50.0),
             kv_usage: 0.5,
@@ -258,7 +256,7 @@ mod tests {
         account.over(first);
         assert_eq!((account.requests(), account.tokens()), (0, 0));
         let load = account.load(secs(9));
-        assert_eq!((load.queued, load.queued_work), (0, 0.0));
+        assert!(load.queued_work.abs() < 1e-9);
     }
 
     #[test]
@@ -288,7 +286,7 @@ mod tests {
         account.others(nothing, second);
         account.others(first, less);
         let load = account.load(secs(0));
-        assert_eq!((load.active, load.tokens, load.queued), (3, 18, 2));
+        assert_eq!((load.active, load.tokens), (3, 18));
         assert!((load.queued_work - 5.7).abs() < 1e-9);
         assert_eq!((account.requests(), account.requests_of_all()), (1, 3));
         let (most, _) = under_way(u32::MAX, u64::MAX, u32::MAX, f64::INFINITY);
@@ -298,7 +296,7 @@ mod tests {
         account.others(most, nothing);
         account.others(second, nothing);
         let alone = account.load(secs(0));
-        assert_eq!((alone.active, alone.tokens, alone.queued), (1, 7, 1));
+        assert_eq!((alone.active, alone.tokens), (1, 7));
         assert_eq!(alone.queued_work, 5.0);
         let told = account.under_way(secs(0));
         assert_eq!(told, under_way(1, 7, 1, 5.0).0);
@@ -315,7 +313,10 @@ mod tests {
             work: 0.0,
         };
         account.sent(share, secs(0));
-        assert_eq!((account.load(secs(0)).queued, account.requests()), (0, 1));
+        assert_eq!(
+            (account.under_way(secs(0)).queued, account.requests()),
+            (0, 1)
+        );
         account.answered(share, secs(9));
         assert_eq!(account.load(secs(9)).pace, None);
     }

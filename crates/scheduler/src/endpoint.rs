@@ -147,9 +147,7 @@ pub struct Load {
     pub unseen: u32,
     /// Tokens of the requests that were sent there and are not over, by our own account.
     pub tokens: u64,
-    /// Requests that were sent there to have their prompts computed and are not answered yet, by our own account.
-    pub queued: u32,
-    /// What is probably left to compute of their prompts, as [`Costs::work`](crate::Costs::work) counts it.
+    /// What is probably left to compute of the prompts that were sent there and are not answered yet, by our own account, as [`Costs::work`](crate::Costs::work) counts it.
     pub queued_work: f64,
     /// Such work a second, as it was seen to do it; `None` before its first answer.
     pub pace: Option<f64>,
@@ -168,7 +166,6 @@ impl Default for Load {
             active: 0,
             unseen: 0,
             tokens: 0,
-            queued: 0,
             queued_work: 0.0,
             pace: None,
             kv_usage: 0.0,

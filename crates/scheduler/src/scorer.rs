@@ -249,17 +249,10 @@ fn composite(view: &View<'_>, weights: [f64; 3], source: Source, values: &mut Ve
 
 fn least_work(view: &View<'_>, source: Source, values: &mut Vec<f64>) {
     let costs = view.costs;
-    let waiting: u64 = view.endpoints().map(|e| u64::from(e.load.queued)).sum();
     let held = view.held(source);
-    let queued = costs.queued_with(waiting as f64 / held.len().max(1) as f64);
     values.extend(view.endpoints().zip(held).map(|(endpoint, held)| {
         let load = &endpoint.load;
-        costs.of(
-            view.work(source, held),
-            load.queued_work,
-            queued,
-            load.active,
-        )
+        costs.of(view.work(source, held), load.queued_work, load.active)
     }));
     let (least, most) = (values.iter()).fold((f64::INFINITY, 0.0f64), |(least, most), cost| {
         (least.min(*cost), most.max(*cost))

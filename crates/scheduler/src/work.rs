@@ -12,9 +12,6 @@ const MEMORY: f64 = 50.0;
 /// Work a second of a server that has not answered yet.
 pub(crate) const UNKNOWN_PACE: f64 = 10_000.0;
 
-/// More waiting requests a server than this make no difference: were a wait to count nothing, one server would get it all.
-const MOST_CROWDED: f64 = 4.0;
-
 /// Of work that should be done by now and is not answered, this part is taken to be left.
 const LEAST_LEFT: f64 = 0.02;
 
@@ -24,9 +21,6 @@ pub struct Costs {
     /// For work that waits at a server, beside 1 for the request's own: the request would wait for it, but what it has to
     /// compute again elsewhere delays others as well, and pushes something out of a cache.
     pub queued: f64,
-    /// How much less waiting work counts for each request that waits at a server, on average over the candidates: when
-    /// all are busy, work saved is worth more than a short wait.
-    pub crowd: f64,
     /// For a request that is under way at a server, in prompt tokens: it slows down every step.
     pub active: f64,
     /// Tokens of context at which a prompt token is twice the work.
@@ -38,8 +32,7 @@ pub struct Costs {
 impl Default for Costs {
     fn default() -> Self {
         Self {
-            queued: 0.1,
-            crowd: 0.3,
+            queued: 0.04,
             active: 10.0,
             double_at: 52_000.0,
         }
@@ -71,17 +64,11 @@ impl Costs {
         uncached * (1.0 + (tokens - uncached / 2.0) / self.double_at)
     }
 
-    /// What waiting work counts where, on average, `waiting` requests wait at a server.
-    #[must_use]
-    pub fn queued_with(&self, waiting: f64) -> f64 {
-        self.queued / (1.0 + self.crowd * waiting.min(MOST_CROWDED))
-    }
-
     /// What it costs to send a request to a server, in prompt tokens: less is better. `own` is the request's work there,
-    /// `left` the work that waits there, `queued` what that counts, `active` the number of requests under way there.
+    /// `left` the work that waits there, `active` the number of requests under way there.
     #[must_use]
-    pub fn of(&self, own: f64, left: f64, queued: f64, active: u32) -> f64 {
-        own + queued * left + self.active * f64::from(active)
+    pub fn of(&self, own: f64, left: f64, active: u32) -> f64 {
+        own + self.queued * left + self.active * f64::from(active)
     }
 }
 
@@ -201,9 +188,9 @@ mod tests {
     }
 
     #[test]
-    fn the_busier_all_are_the_less_a_wait_counts() {
+    fn a_wait_counts_less_than_work_of_ones_own() {
         let costs = Costs::default();
-        assert!(costs.queued_with(4.0) < costs.queued_with(0.0) / 2.0);
-        assert!(costs.of(100.0, 0.0, 0.1, 0) < costs.of(100.0, 10.0, 0.1, 0));
+        assert!(costs.of(100.0, 0.0, 0) < costs.of(100.0, 10.0, 0));
+        assert!(costs.of(100.0, 100.0, 0) < costs.of(110.0, 0.0, 0));
     }
 }

@@ -76,7 +76,6 @@ impl Policy {
         plan.costs = match self {
             Self::TenLines => Costs {
                 queued: 0.05,
-                crowd: 0.0,
                 active: 0.0,
                 double_at: f64::INFINITY,
             },

@@ -361,7 +361,6 @@ pub(super) fn least_work(f: &mut Fields<'_, '_>, supplies: &mut Supplies) -> Is 
     let usual = Costs::default();
     let costs = Costs {
         queued: f.number("queuedTokenWeight", usual.queued, (0.0, 1e6)),
-        crowd: f.number("crowdWeight", usual.crowd, (0.0, 1e6)),
         active: f.number("tokensPerRequest", usual.active, (0.0, 1e9)),
         double_at: f.number("doubleWorkAtTokens", usual.double_at, POSITIVE),
     };

@@ -2,7 +2,7 @@
 //!
 //! A scenario is a list of lines, done in order:
 //! ```text
-//! NAME ROLE [waiting N] [running N] [active N] [tokens N] [queued N] [work F] [pace F] [kv F] [stale] [down]
+//! NAME ROLE [waiting N] [running N] [active N] [tokens N] [work F] [pace F] [kv F] [stale] [down]
 //!     [label K=V] [loras a,b/c/MAX]
 //! has NAME TEXT*N                      the server has computed this prompt
 //! reports NAME TEXT*N [host]           it says so, of its device's or its host's memory
@@ -290,10 +290,10 @@ fn the_first_token_comes_soonest_where_the_least_is_to_be_done_before_it() {
     // A token counts more at a long context: 1280 of 1280 at 26,000 to double are 1311.5, the last 640 are 663.6.
     check(
         &one_profile(
-            "least-work-scorer {queuedTokenWeight: 0.5, crowdWeight: 0, tokensPerRequest: 10, doubleWorkAtTokens: 26000}
+            "least-work-scorer {queuedTokenWeight: 0.5, tokensPerRequest: 10, doubleWorkAtTokens: 26000}
              approx-prefix-cache-producer {autoTune: false, blockSizeTokens: 64}",
         ),
-        "a - queued 1 work 400
+        "a - work 400
          b - active 6
          c -
          has a story*640
@@ -301,7 +301,7 @@ fn the_first_token_comes_soonest_where_the_least_is_to_be_done_before_it() {
          why default a => least-work-scorer 1 = 1
          why default b => least-work-scorer 0 = 0
          why default c => least-work-scorer 0.118 = 0.118
-         a - queued 9 work 4000
+         a - work 4000
          ask story*1280 => c
          why default b => least-work-scorer 0.956 = 0.956
          ask story*1280 avoid a,b => c
@@ -319,9 +319,9 @@ fn our_own_way_weighs_a_wait_against_what_is_cached() {
          p1 prefill
          has d0 story*6400
          ask story*6480 => d0
-         d0 decode queued 1 work 50000
+         d0 decode work 150000
          ask story*6480 => d0
-         d0 decode queued 1 work 100000
+         d0 decode work 200000
          ask story*6480 => d1 + p0
          has p1 story*6400
          ask story*6480 => d1 + p1
@@ -331,20 +331,6 @@ fn our_own_way_weighs_a_wait_against_what_is_cached() {
          d1 decode
          ask new*100 => d1
          ask new*128 => d1 + p0",
-    );
-}
-
-#[test]
-fn the_busier_all_are_the_less_a_wait_counts() {
-    check(
-        LEAST_WORK,
-        "d0 decode queued 1 work 80000
-         d1 decode
-         has d0 story*6400
-         ask story*6464 => d1, no prefill server
-         d0 decode queued 4 work 80000
-         d1 decode queued 4 work 1000
-         ask story*6464 => d0",
     );
 }
 
@@ -365,9 +351,9 @@ fn a_prefill_server_is_used_when_that_is_expected_to_be_sooner() {
          d0 decode pace 10000 active 4
          ask new*1000 => d0 + p0
          ask new*127 => d0
-         p0 prefill pace 10000 queued 1 work 9000
+         p0 prefill pace 10000 work 9000
          ask new*1000 => d0
-         d0 decode pace 10000 queued 1 work 12000
+         d0 decode pace 10000 work 12000
          ask new*1000 => d0 + p0
          p0 prefill
          d0 decode
@@ -747,7 +733,6 @@ fn any_endpoint(id: u32) -> impl Strategy<Value = Endpoint> {
             active: active.max(waiting),
             unseen: active / 3,
             tokens,
-            queued: active / 4,
             queued_work: (tokens / 3) as f64,
             pace: fresh.then_some(f64::from(waiting)),
             kv_usage,

@@ -108,7 +108,6 @@ impl World {
                 "running" => load.running = value().parse().unwrap(),
                 "active" => load.active = value().parse().unwrap(),
                 "tokens" => load.tokens = value().parse().unwrap(),
-                "queued" => load.queued = value().parse().unwrap(),
                 "work" => load.queued_work = value().parse().unwrap(),
                 "pace" => load.pace = Some(value().parse().unwrap()),
                 "kv" => load.kv_usage = value().parse().unwrap(),
