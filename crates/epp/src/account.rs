@@ -54,7 +54,7 @@ impl Account {
         self.series = Some(metrics.series(names, fairness, priority));
     }
 
-    fn series(&mut self, metrics: &Metrics) -> &Series {
+    pub(crate) fn series(&mut self, metrics: &Metrics) -> &Arc<Series> {
         self.series
             .get_or_insert_with(|| metrics.series((None, None), None, 0))
     }

@@ -216,7 +216,7 @@ impl Request {
     }
 
     /// Lets the request in, or into the queue if there is one. What only wants to know something need not wait.
-    fn enter(&self, asked: &Asked, body: &Pieces) -> Result<Option<Waiting>, Refusal> {
+    fn enter(&mut self, asked: &Asked, body: &Pieces) -> Result<Option<Waiting>, Refusal> {
         let queue = self.epp.queue.as_ref().filter(|_| self.head.has_body);
         let Some(queue) = queue else {
             let admitted = self.epp.fleet.admit(asked.priority);
@@ -225,6 +225,7 @@ impl Request {
         let fairness = intent::first(&self.head.headers, &names::FAIRNESS);
         Ok(Some(queue.enter(&Claim {
             headers: &self.head.headers,
+            series: self.account.series(&self.epp.metrics).clone(),
             fairness: fairness.unwrap_or(names::DEFAULT_FLOW),
             priority: asked.priority,
             tokens: asked.prompt.tokens(),

@@ -5,10 +5,10 @@ mod legacy;
 mod pool;
 
 use crate::picker::Epp;
-use crate::series::{Known, Requests, Series};
+use crate::series::{Requests, Series};
 use baton_ext_proc::Ended;
 use baton_fleet::{FlowMetrics, Route, Server};
-use baton_metrics::registered;
+use baton_metrics::{Known, Whose, registered};
 use baton_scheduler::{Prompt, Unschedulable};
 use pool::Pool;
 use prometheus::{
@@ -55,7 +55,8 @@ pub(crate) struct Metrics {
     registry: Registry,
     name: Box<str>,
     legacy: bool,
-    known: Known,
+    requests: Requests,
+    known: Known<Series>,
     errors: IntCounterVec,
     pub(crate) exchanges: Exchanges,
     choices: Choices,
@@ -218,7 +219,8 @@ impl Metrics {
         Self {
             name: pool.into(),
             legacy,
-            known: Known::new(Requests::new(r)),
+            requests: Requests::new(r),
+            known: Known::default(),
             errors: counters(
                 r,
                 "request_error_total",
@@ -246,13 +248,13 @@ impl Metrics {
         fairness: Option<&str>,
         priority: i32,
     ) -> Arc<Series> {
-        let fairness = fairness.unwrap_or(crate::names::DEFAULT_FLOW);
-        self.known.series(
-            model.unwrap_or(""),
-            target.unwrap_or(""),
-            fairness,
+        let whose = Whose {
+            model: model.unwrap_or(""),
+            target: target.unwrap_or(""),
+            tenant: fairness.unwrap_or(crate::names::DEFAULT_FLOW),
             priority,
-        )
+        };
+        (self.known).series(whose, |labels| self.requests.series(labels))
     }
 
     /// A request of `series` failed, for the reason of this name.

@@ -3,8 +3,9 @@
 use crate::intent;
 use crate::names;
 use crate::refusals;
+use crate::series::Series;
 use baton_ext_proc::{Headers, Refusal};
-use baton_fleet::{Admission, Fleet, FlowMetrics, Permit, Surroundings};
+use baton_fleet::{Admission, Asking, Fleet, FlowMetrics, Permit, Surroundings};
 use baton_scheduler::config::FlowControl;
 use baton_scheduler::flow::{Arrival, Gauge, Need};
 use baton_scheduler::{Decider, Handler, Plan};
@@ -27,6 +28,8 @@ pub(crate) struct Queue {
 #[derive(Debug)]
 pub(crate) struct Claim<'a> {
     pub(crate) headers: &'a Headers,
+    /// Where its figures go: by its models.
+    pub(crate) series: Arc<Series>,
     pub(crate) fairness: &'a str,
     pub(crate) priority: i32,
     pub(crate) tokens: u32,
@@ -59,6 +62,7 @@ impl Queue {
         let slo = slo.and_then(|ms| ms.parse::<u32>().ok());
         let (priority, tokens, bytes) = (claim.priority, claim.tokens, claim.bytes as u64);
         let (gate, flow) = (self.gate.clone(), claim.fairness.to_owned());
+        let series = claim.series.clone();
         Box::pin(async move {
             let arrival = Arrival {
                 flow: &flow,
@@ -72,7 +76,13 @@ impl Queue {
                 ttl: None,
                 slo: slo.map(|ms| Duration::from_millis(ms.into())),
             };
-            gate.admit(&arrival).await.map_err(refusals::turned_away)
+            let [model, target, ..] = series.labels.each_ref().map(|label| &**label);
+            let asking = Asking {
+                model,
+                target,
+                arrival,
+            };
+            gate.admit(&asking).await.map_err(refusals::turned_away)
         })
     }
 }

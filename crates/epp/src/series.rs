@@ -1,17 +1,9 @@
-//! Figures by model, tenant and priority: a client may make up any number of names, and only so many get labels.
+//! Figures of requests by model, tenant and priority.
 
 use crate::metrics::{counters, gauges, histograms};
-use baton_metrics::{Names, OTHER};
-use parking_lot::Mutex;
 use prometheus::{
     Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
 };
-use std::borrow::Cow;
-use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
-
-/// Priorities are an operator's, but there may be many tenants for each: series in all.
-const MAX_SERIES: usize = 10_000;
 
 /// Labels of every family here.
 pub(crate) const LABELS: [&str; 4] = ["model_name", "target_model_name", "fairness_id", "priority"];
@@ -57,59 +49,6 @@ const TOKENS: [f64; 19] = [
     1_048_576.0,
 ];
 
-/// Names that have labels of their own, and their series. Finding those of a request that is like another costs no
-/// allocation.
-#[derive(Debug)]
-pub(crate) struct Known {
-    requests: Requests,
-    models: Names,
-    tenants: Names,
-    series: Mutex<HashMap<Key<'static>, Arc<Series>>>,
-    /// Of all requests whose own would be one too many.
-    rest: OnceLock<Arc<Series>>,
-}
-
-/// What tells series apart: owned where they are kept, borrowed where they are looked for.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Key<'a> {
-    model: Cow<'a, str>,
-    target: Cow<'a, str>,
-    tenant: Cow<'a, str>,
-    priority: i32,
-}
-
-impl<'a> Key<'a> {
-    fn of(model: &'a str, target: &'a str, tenant: &'a str, priority: i32) -> Self {
-        Self {
-            model: model.into(),
-            target: target.into(),
-            tenant: tenant.into(),
-            priority,
-        }
-    }
-
-    fn into_owned(self) -> Key<'static> {
-        let own = |text: Cow<'a, str>| Cow::Owned(text.into_owned());
-        Key {
-            model: own(self.model),
-            target: own(self.target),
-            tenant: own(self.tenant),
-            priority: self.priority,
-        }
-    }
-
-    fn labels(&self) -> [Box<str>; 4] {
-        let own = |text: &str| text.into();
-        let priority = self.priority.to_string().into();
-        [
-            own(&self.model),
-            own(&self.target),
-            own(&self.tenant),
-            priority,
-        ]
-    }
-}
-
 /// The families.
 #[derive(Debug)]
 pub(crate) struct Requests {
@@ -144,53 +83,6 @@ pub(crate) struct Series {
     pub(crate) input_tokens: Histogram,
     pub(crate) output_tokens: Histogram,
     pub(crate) cached_tokens: Histogram,
-}
-
-impl Known {
-    pub(crate) fn new(requests: Requests) -> Self {
-        Self {
-            requests,
-            models: Names::default(),
-            tenants: Names::default(),
-            series: Mutex::default(),
-            rest: OnceLock::new(),
-        }
-    }
-
-    /// The series of such requests.
-    pub(crate) fn series(
-        &self,
-        model: &str,
-        target: &str,
-        tenant: &str,
-        priority: i32,
-    ) -> Arc<Series> {
-        let mut made = self.series.lock();
-        if let Some(series) = find(&made, &Key::of(model, target, tenant, priority)) {
-            return series;
-        }
-        let (model, target) = (self.models.label(model), self.models.label(target));
-        let key = Key::of(model, target, self.tenants.label(tenant), priority);
-        if let Some(series) = find(&made, &key) {
-            return series;
-        }
-        if made.len() >= MAX_SERIES {
-            let rest = || Arc::new(self.requests.series([OTHER; 4].map(Into::into)));
-            return self.rest.get_or_init(rest).clone();
-        }
-        let series = Arc::new(self.requests.series(key.labels()));
-        made.insert(key.into_owned(), series.clone());
-        series
-    }
-
-    /// The label that a model's name gets.
-    pub(crate) fn model<'a>(&self, name: &'a str) -> &'a str {
-        self.models.label(name)
-    }
-}
-
-fn find<'a>(made: &HashMap<Key<'a>, Arc<Series>>, key: &Key<'a>) -> Option<Arc<Series>> {
-    made.get(key).cloned()
 }
 
 impl Requests {
@@ -241,8 +133,8 @@ impl Requests {
         }
     }
 
-    fn series(&self, labels: [Box<str>; 4]) -> Series {
-        let values: [&str; 4] = std::array::from_fn(|i| &*labels[i]);
+    /// Those with these values of [`LABELS`].
+    pub(crate) fn series(&self, values: [&str; 4]) -> Series {
         let of = |family: &HistogramVec| family.with_label_values(&values);
         Series {
             total: self.total.with_label_values(&values),
@@ -261,53 +153,7 @@ impl Requests {
             input_tokens: of(&self.input_tokens),
             output_tokens: of(&self.output_tokens),
             cached_tokens: of(&self.cached_tokens),
-            labels,
+            labels: values.map(Into::into),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn known() -> Known {
-        Known::new(Requests::new(&Registry::new()))
-    }
-
-    #[test]
-    fn requests_that_are_alike_share_their_series() {
-        let known = known();
-        let of = |tenant, priority| known.series("m", "t", tenant, priority);
-        assert!(Arc::ptr_eq(&of("a", 0), &of("a", 0)));
-        assert!(!Arc::ptr_eq(&of("a", 0), &of("b", 0)) && !Arc::ptr_eq(&of("a", 0), &of("a", 1)));
-        assert_eq!(
-            of("a", -1).labels.each_ref().map(|l| &**l),
-            ["m", "t", "a", "-1"]
-        );
-    }
-
-    #[test]
-    fn names_that_clients_make_up_end_in_one_series() {
-        let known = known();
-        for i in 0..2000 {
-            known.series(&i.to_string(), "", "t", 0).total.inc();
-        }
-        let other = known.series("one more", "", "t", 0);
-        assert_eq!(&*other.labels[0], OTHER);
-        // The empty name is one of the thousand.
-        assert_eq!(other.total.get(), 1001);
-        assert_eq!(&*known.series("7", "", "t", 0).labels[0], "7");
-        assert!(known.series.lock().len() <= 1001);
-    }
-
-    #[test]
-    fn series_end_where_priorities_do_not() {
-        let known = known();
-        for priority in 0..i32::try_from(MAX_SERIES).unwrap() + 2 {
-            known.series("m", "m", "t", priority).total.inc();
-        }
-        let rest = known.series("m", "m", "t", -1);
-        assert_eq!((&*rest.labels[3], rest.total.get()), (OTHER, 2));
-        assert!(Arc::ptr_eq(&rest, &known.series("m", "m", "t", -2)));
     }
 }

@@ -23,20 +23,18 @@ use tokio::time::Instant;
 /// Between two looks at the servers for what was learnt of them: a large fleet is heard of all the time.
 const BREATH: Duration = Duration::from_millis(5);
 
-/// What became of a request at the gate, for metrics.
+/// A request at the gate.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen<'a> {
-    /// What became of it.
-    pub outcome: Outcome,
-    /// The flow that it waited in; the one it asked for, if it was refused.
-    pub flow: &'a str,
-    /// Its priority.
-    pub priority: i32,
-    /// How long it waited.
-    pub waited: Duration,
+pub struct Asking<'a> {
+    /// The model that its client named; empty if it named none. This one and the next are for metrics only.
+    pub model: &'a str,
+    /// The model that servers are asked for.
+    pub target: &'a str,
+    /// What it asks of the queue.
+    pub arrival: Arrival<'a>,
 }
 
-/// Tells how much room servers have, and hears what becomes of requests. Both are called with the queue locked: they
+/// Tells how much room servers have, and hears what becomes of requests. Both may be called with the queue locked: they
 /// must not come back here.
 pub struct Surroundings {
     /// How much room servers have now.
@@ -47,10 +45,12 @@ pub struct Surroundings {
 
 /// Hears what happens at the gate. Nothing of it has to be noted.
 pub trait Witness: Send + Sync {
-    /// A request came, and it took so long to take it in, or not to.
-    fn came(&self, _flow: &str, _priority: i32, _refused: Option<Outcome>, _took: Duration) {}
-    /// A request left.
-    fn left(&self, _: &Seen<'_>) {}
+    /// A request came, and it took so long to take it in.
+    fn came(&self, _: &Asking<'_>, _took: Duration) {}
+    /// A request came and was not taken in, which took so long.
+    fn refused(&self, _: &Asking<'_>, _why: Outcome, _took: Duration) {}
+    /// A request that was taken in left, after it had waited so long.
+    fn left(&self, _: &Asking<'_>, _why: Outcome, _waited: Duration) {}
     /// It took so long to see who may go.
     fn turned(&self, _took: Duration) {}
     /// A request that runs was told to make room for those of `priority`.
@@ -159,19 +159,36 @@ impl Inner {
     }
 }
 
-/// A request that waits; leaves the queue when dropped.
+/// A request that waits for an answer; leaves the queue when dropped. It is here, where it is borrowed and not kept, that
+/// a request's leaving is noted.
 struct Waiting<'a> {
-    gate: &'a Arc<Admission>,
+    gate: &'a Admission,
+    asking: &'a Asking<'a>,
+    since: Duration,
+    /// Until it hears.
     handle: Option<Handle>,
+}
+
+impl Waiting<'_> {
+    fn heard(mut self, why: Outcome) {
+        self.handle = None;
+        self.left(why);
+    }
+
+    fn left(&self, why: Outcome) {
+        let waited = self.gate.began.elapsed().saturating_sub(self.since);
+        self.gate.around.witness.left(self.asking, why, waited);
+    }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let Some(handle) = self.handle else { return };
         let (mut inner, now) = self.gate.locked();
-        if let Some(left) = inner.queue.cancel(now, handle) {
-            self.gate.note(&left);
-        }
+        inner.queue.cancel(now, handle);
+        drop(inner);
+        // Even if it was let go meanwhile: it goes nowhere.
+        self.left(Outcome::EvictedContextCancelled);
     }
 }
 
@@ -196,26 +213,45 @@ impl Admission {
     ///
     /// # Errors
     /// Why it may not.
-    pub async fn admit(self: &Arc<Self>, arrival: &Arrival<'_>) -> Result<Permit, Outcome> {
+    pub async fn admit(self: &Arc<Self>, asking: &Asking<'_>) -> Result<Permit, Outcome> {
         let (sender, receiver) = oneshot::channel();
-        let mut waiting = {
+        let waiting = {
             let (mut inner, now) = self.locked();
-            let entered = inner.queue.enqueue(now, arrival, sender);
-            let refused = entered.as_ref().err().map(|refused| refused.outcome);
-            self.note_arrival(arrival, refused, self.began.elapsed().saturating_sub(now));
-            let handle = entered.map_err(|refused| refused.outcome)?;
+            let handle = self.enqueue(&mut inner, now, asking, sender)?;
             self.turn(&mut inner, now);
             if !inner.queue.is_empty() {
                 // Its deadline may be the first one; and there may be news since.
                 self.wake.notify_one();
             }
-            let handle = Some(handle);
-            Waiting { gate: self, handle }
+            Waiting {
+                gate: self,
+                asking,
+                since: now,
+                handle: Some(handle),
+            }
         };
-        let answer = receiver.await;
-        waiting.handle = None;
         // The sender is dropped without a word by nobody.
-        answer.unwrap_or(Err(Outcome::EvictedOther))
+        let answer = receiver.await.unwrap_or(Err(Outcome::EvictedOther));
+        waiting.heard(*answer.as_ref().err().unwrap_or(&Outcome::Dispatched));
+        answer
+    }
+
+    /// Takes a request in, if there is a place for it.
+    fn enqueue(
+        &self,
+        inner: &mut Inner,
+        now: Duration,
+        asking: &Asking<'_>,
+        sender: oneshot::Sender<Answer>,
+    ) -> Result<Handle, Outcome> {
+        let entered = inner.queue.enqueue(now, &asking.arrival, sender);
+        let took = self.began.elapsed().saturating_sub(now);
+        let witness = &self.around.witness;
+        match &entered {
+            Ok(_) => witness.came(asking, took),
+            Err(refused) => witness.refused(asking, refused.outcome, took),
+        }
+        entered.map_err(|refused| refused.outcome)
     }
 
     /// Servers, or what is known of them, have changed.
@@ -320,7 +356,6 @@ impl Admission {
         now: Duration,
         left: Departure<oneshot::Sender<Answer>>,
     ) {
-        self.note(&left);
         if left.outcome != Outcome::Dispatched {
             // Who does not listen any more need not be told.
             left.ticket.send(Err(left.outcome)).ok();
@@ -337,28 +372,6 @@ impl Admission {
             let (grant, running) = (unused.grant.take(), unused.running.take());
             grant.into_iter().for_each(|g| inner.queue.placed(g));
             running.into_iter().for_each(|r| self.over(inner, now, &r));
-        }
-    }
-
-    fn note<T>(&self, left: &Departure<T>) {
-        self.around.witness.left(&Seen {
-            outcome: left.outcome,
-            flow: &left.flow,
-            priority: left.priority,
-            waited: left.waited,
-        });
-    }
-
-    fn note_arrival(&self, arrival: &Arrival<'_>, refused: Option<Outcome>, took: Duration) {
-        let (flow, priority) = (arrival.flow, arrival.priority);
-        self.around.witness.came(flow, priority, refused, took);
-        if let Some(outcome) = refused {
-            self.around.witness.left(&Seen {
-                outcome,
-                flow,
-                priority,
-                waited: Duration::ZERO,
-            });
         }
     }
 }
@@ -378,9 +391,13 @@ mod tests {
     }
 
     impl Witness for Server {
-        fn left(&self, seen: &Seen<'_>) {
-            let flow = seen.flow.to_owned();
-            self.outcomes.lock().push((seen.outcome, flow));
+        fn refused(&self, asking: &Asking<'_>, why: Outcome, _: Duration) {
+            self.left(asking, why, Duration::ZERO);
+        }
+
+        fn left(&self, asking: &Asking<'_>, why: Outcome, _: Duration) {
+            let flow = asking.arrival.flow.to_owned();
+            self.outcomes.lock().push((why, flow));
         }
 
         fn revoked(&self, priority: i32) {
@@ -415,12 +432,16 @@ mod tests {
     fn send_at(gate: &Arc<Admission>, flow: &'static str, priority: i32) -> JoinHandle<Answer> {
         let gate = gate.clone();
         tokio::spawn(async move {
-            let arrival = Arrival {
-                flow,
-                priority,
-                ..Arrival::new()
+            let asking = Asking {
+                model: "m",
+                target: "m",
+                arrival: Arrival {
+                    flow,
+                    priority,
+                    ..Arrival::new()
+                },
             };
-            gate.admit(&arrival).await
+            gate.admit(&asking).await
         })
     }
 

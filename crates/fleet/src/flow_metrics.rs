@@ -1,13 +1,14 @@
 //! Metrics of the queue before the servers, under llm-d's names.
 
-use crate::admission::{Admission, Seen, Witness};
+use crate::admission::{Admission, Asking, Witness};
 use crate::fleet::Fleet;
-use baton_metrics::{Names, registered};
+use baton_metrics::{Known, Whose, registered};
 use baton_scheduler::flow::{EVICTION_PATIENCE, Outcome};
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
 };
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Seconds.
@@ -29,13 +30,30 @@ const ENDING: [f64; 11] = [
 pub struct FlowMetrics {
     /// What the label `inference_pool` says.
     pool: Box<str>,
-    tenants: Names,
+    known: Known<Waiting>,
+    waiting: WaitingFamilies,
     requests: IntCounterVec,
     waited: HistogramVec,
     entering: HistogramVec,
     turns: Histogram,
     evictions: Evictions,
     state: State,
+}
+
+/// What waits, by tenant, priority and model.
+#[derive(Debug)]
+struct WaitingFamilies {
+    requests: IntGaugeVec,
+    bytes: IntGaugeVec,
+}
+
+/// What waits of one tenant's requests of one priority for one model.
+#[derive(Debug)]
+struct Waiting {
+    /// Model, target, tenant, priority.
+    labels: [Box<str>; 4],
+    requests: IntGauge,
+    bytes: IntGauge,
 }
 
 /// Requests that run and make room for others.
@@ -49,8 +67,6 @@ struct Evictions {
 /// How full the queue is, and the servers; set anew whenever somebody asks.
 #[derive(Debug)]
 struct State {
-    queue_size: IntGaugeVec,
-    queue_bytes: IntGaugeVec,
     saturation: GaugeVec,
     stale: IntGaugeVec,
     band_requests: GaugeVec,
@@ -67,9 +83,40 @@ fn counters(r: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounter
     registered(r, IntCounterVec::new(opts(name, help), labels))
 }
 
+fn gauges(r: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    registered(r, IntGaugeVec::new(opts(name, help), labels))
+}
+
 fn histograms(r: &Registry, name: &str, help: &str, labels: &[&str], of: &[f64]) -> HistogramVec {
     let opts = HistogramOpts::from(opts(name, help)).buckets(of.to_vec());
     registered(r, HistogramVec::new(opts, labels))
+}
+
+impl WaitingFamilies {
+    fn new(r: &Registry) -> Self {
+        let labels = [
+            "model_name",
+            "target_model_name",
+            "fairness_id",
+            "priority",
+            "inference_pool",
+        ];
+        Self {
+            requests: gauges(r, "queue_size", "Requests that wait.", &labels),
+            bytes: gauges(r, "queue_bytes", "Bytes of requests that wait.", &labels),
+        }
+    }
+
+    /// What waits of requests with these labels, in `pool`.
+    fn of(&self, labels: [&str; 4], pool: &str) -> Waiting {
+        let [model, target, tenant, priority] = labels;
+        let values = [model, target, tenant, priority, pool];
+        Waiting {
+            labels: labels.map(Into::into),
+            requests: self.requests.with_label_values(&values),
+            bytes: self.bytes.with_label_values(&values),
+        }
+    }
 }
 
 impl Evictions {
@@ -100,20 +147,17 @@ impl Evictions {
 
 impl State {
     fn new(r: &Registry) -> Self {
-        let flow = ["fairness_id", "priority", "inference_pool"];
-        let count =
-            |name, help, labels: &[&str]| registered(r, IntGaugeVec::new(opts(name, help), labels));
+        let band = ["priority", "inference_pool"];
         let part =
             |name, help, labels: &[&str]| registered(r, GaugeVec::new(opts(name, help), labels));
         Self {
-            queue_size: count("queue_size", "Requests that wait.", &flow),
-            queue_bytes: count("queue_bytes", "Bytes of requests that wait.", &flow),
             saturation: part(
                 "pool_saturation",
                 "How busy servers are: 1 is as busy as they should get.",
                 &["inference_pool", "stage"],
             ),
-            stale: count(
+            stale: gauges(
+                r,
                 "stale_endpoints",
                 "Servers whose metrics are too old: each is taken for full.",
                 &["detector"],
@@ -121,22 +165,22 @@ impl State {
             band_requests: part(
                 "capacity_utilization_requests",
                 "Part of a priority's places that is taken.",
-                &flow[1..],
+                &band,
             ),
             band_bytes: part(
                 "capacity_utilization_bytes",
                 "Part of a priority's bytes that is taken.",
-                &flow[1..],
+                &band,
             ),
             all_requests: part(
                 "global_capacity_utilization_requests",
                 "Part of all places that is taken.",
-                &flow[2..],
+                &band[1..],
             ),
             all_bytes: part(
                 "global_capacity_utilization_bytes",
                 "Part of all bytes that is taken.",
-                &flow[2..],
+                &band[1..],
             ),
         }
     }
@@ -147,10 +191,12 @@ impl FlowMetrics {
     #[must_use]
     pub fn new(registry: &Registry, pool: &str) -> Self {
         let r = registry;
-        let outcome = ["fairness_id", "priority", "outcome", "inference_pool"];
+        let outcome = ["fairness_id", "priority", "outcome"];
+        let model = ["inference_pool", "model_name", "target_model_name"];
         Self {
             pool: pool.into(),
-            tenants: Names::default(),
+            known: Known::default(),
+            waiting: WaitingFamilies::new(r),
             requests: counters(
                 r,
                 "requests_total",
@@ -161,14 +207,14 @@ impl FlowMetrics {
                 r,
                 "request_queue_duration_seconds",
                 "How long requests waited, by what became of them.",
-                &outcome,
+                &[outcome, model].concat(),
                 &BUCKETS,
             ),
             entering: histograms(
                 r,
                 "request_enqueue_duration_seconds",
                 "How long it took to take requests in.",
-                &outcome[..3],
+                &outcome,
                 &SHORT,
             ),
             turns: histograms(
@@ -191,15 +237,9 @@ impl FlowMetrics {
             .with_label_values(&["utilization-detector"])
             .set(fleet.stale() as i64);
         let part = |used: u64, most: u64| used as f64 / most.max(1) as f64;
-        let mut flows: BTreeMap<(String, i32), (i64, i64)> = BTreeMap::new();
         self.state.band_requests.reset();
         self.state.band_bytes.reset();
         gate.look(|queue| {
-            for (name, priority, usage) in queue.flows() {
-                let flow = flows.entry((name.to_owned(), priority)).or_default();
-                flow.0 += usage.requests as i64;
-                flow.1 += usage.bytes as i64;
-            }
             for (priority, usage, band) in queue.bands() {
                 let labels = [&*priority.to_string(), &*self.pool];
                 let set = |vec: &GaugeVec, value| vec.with_label_values(&labels).set(value);
@@ -231,38 +271,59 @@ impl FlowMetrics {
             stage("effective", room.effective());
             room.prefill().into_iter().for_each(|p| stage("prefill", p));
         });
-        self.state.queue_size.reset();
-        self.state.queue_bytes.reset();
-        for ((name, priority), (requests, bytes)) in flows {
-            let labels = [&*name, &*priority.to_string(), &*self.pool];
-            self.state
-                .queue_size
-                .with_label_values(&labels)
-                .set(requests);
-            self.state.queue_bytes.with_label_values(&labels).set(bytes);
-        }
     }
-}
 
-/// A client may make up any number of tenants; a request costs no allocation here.
-impl Witness for FlowMetrics {
-    fn came(&self, flow: &str, priority: i32, refused: Option<Outcome>, took: Duration) {
-        let mut digits = itoa::Buffer::new();
-        let outcome = refused.map_or("NotYetFinalized", Outcome::label);
-        let labels = [self.tenants.label(flow), digits.format(priority), outcome];
+    /// Where such requests are counted while they wait.
+    fn waiting(&self, asking: &Asking<'_>) -> Arc<Waiting> {
+        let whose = Whose {
+            model: asking.model,
+            target: asking.target,
+            tenant: asking.arrival.flow,
+            priority: asking.arrival.priority,
+        };
+        (self.known).series(whose, |labels| self.waiting.of(labels, &self.pool))
+    }
+
+    /// It took so long to take in a request of `series`, or not to.
+    fn entered(&self, series: &Waiting, outcome: &str, took: Duration) {
+        let [_, _, tenant, priority] = series.labels.each_ref().map(|label| &**label);
+        let labels = [tenant, priority, outcome];
         let took = took.as_secs_f64();
         self.entering.with_label_values(&labels).observe(took);
     }
 
-    fn left(&self, seen: &Seen<'_>) {
-        let mut digits = itoa::Buffer::new();
-        let (priority, outcome) = (digits.format(seen.priority), seen.outcome.label());
-        let requests = [outcome, priority, &*self.pool];
+    /// This became of a request of `series`.
+    fn ended(&self, series: &Waiting, why: Outcome, waited: Duration) {
+        let [model, target, tenant, priority] = series.labels.each_ref().map(|label| &**label);
+        let (outcome, pool) = (why.label(), &*self.pool);
+        let requests = [outcome, priority, pool];
         self.requests.with_label_values(&requests).inc();
-        let tenant = self.tenants.label(seen.flow);
-        let waited = [tenant, priority, outcome, &*self.pool];
-        let secs = seen.waited.as_secs_f64();
-        self.waited.with_label_values(&waited).observe(secs);
+        let labels = [tenant, priority, outcome, pool, model, target];
+        let secs = waited.as_secs_f64();
+        self.waited.with_label_values(&labels).observe(secs);
+    }
+}
+
+/// A client may make up any number of tenants and models; a request that is like another costs no allocation here.
+impl Witness for FlowMetrics {
+    fn came(&self, asking: &Asking<'_>, took: Duration) {
+        let waiting = self.waiting(asking);
+        waiting.requests.inc();
+        waiting.bytes.add(asking.arrival.bytes as i64);
+        self.entered(&waiting, "NotYetFinalized", took);
+    }
+
+    fn refused(&self, asking: &Asking<'_>, why: Outcome, took: Duration) {
+        let series = self.waiting(asking);
+        self.entered(&series, why.label(), took);
+        self.ended(&series, why, Duration::ZERO);
+    }
+
+    fn left(&self, asking: &Asking<'_>, why: Outcome, waited: Duration) {
+        let waiting = self.waiting(asking);
+        waiting.requests.dec();
+        waiting.bytes.sub(asking.arrival.bytes as i64);
+        self.ended(&waiting, why, waited);
     }
 
     fn turned(&self, took: Duration) {
@@ -294,25 +355,62 @@ impl Witness for FlowMetrics {
 mod tests {
     use super::*;
 
+    use baton_scheduler::flow::Arrival;
+
+    fn asking<'a>(model: &'a str, flow: &'a str) -> Asking<'a> {
+        Asking {
+            model,
+            target: "tuned",
+            arrival: Arrival {
+                flow,
+                bytes: 100,
+                ..Arrival::new()
+            },
+        }
+    }
+
+    /// A series of the page, without `llm_d_epp_flow_control_`.
+    fn read(registry: &Registry, series: &str) -> Option<f64> {
+        let page = baton_metrics::text(&registry.gather());
+        let series = format!("llm_d_epp_flow_control_{series} ");
+        let value = page.lines().find_map(|line| line.strip_prefix(&series))?;
+        value.parse().ok()
+    }
+
     #[test]
-    fn tenants_that_clients_make_up_do_not_become_labels_without_end() {
+    fn what_waits_is_told_by_model_and_tenant() {
+        const A: &str = r#"{fairness_id="a",inference_pool="p",model_name="m",priority="0",target_model_name="tuned"}"#;
+        const WAITED: &str = r#"request_queue_duration_seconds_count{fairness_id="a",inference_pool="p",model_name="m",outcome="Dispatched",priority="0",target_model_name="tuned"}"#;
+        let registry = Registry::new();
+        let metrics = FlowMetrics::new(&registry, "p");
+        let read = |series: &str| read(&registry, series);
+        for asking in [asking("m", "a"), asking("m", "a"), asking("other", "a")] {
+            metrics.came(&asking, Duration::ZERO);
+        }
+        metrics.refused(&asking("m", "a"), Outcome::RejectedCapacity, Duration::ZERO);
+        assert_eq!(read(&format!("queue_size{A}")), Some(2.0));
+        metrics.left(&asking("m", "a"), Outcome::Dispatched, Duration::ZERO);
+        assert_eq!(read(&format!("queue_size{A}")), Some(1.0));
+        assert_eq!(read(&format!("queue_bytes{A}")), Some(100.0));
+        assert_eq!(read(WAITED), Some(1.0));
+    }
+
+    #[test]
+    fn names_that_clients_make_up_do_not_become_labels_without_end() {
         let metrics = FlowMetrics::new(&Registry::new(), "p");
         for i in 0..3000 {
-            metrics.left(&Seen {
-                outcome: Outcome::Dispatched,
-                flow: &format!("tenant-{i}"),
-                priority: 0,
-                waited: Duration::ZERO,
-            });
+            let name = format!("n-{i}");
+            for asking in [asking("m", &name), asking(&name, "a")] {
+                metrics.came(&asking, Duration::ZERO);
+                metrics.left(&asking, Outcome::Dispatched, Duration::ZERO);
+            }
         }
-        let series = |name: &str| {
-            let waited = metrics.waited.clone();
-            waited
-                .get_metric_with_label_values(&[name, "0", "Dispatched", "p"])
-                .unwrap()
-                .get_sample_count()
+        let count = |tenant: &str, model: &str| {
+            let labels = [tenant, "0", "Dispatched", "p", model, "tuned"];
+            metrics.waited.with_label_values(&labels).get_sample_count()
         };
-        assert_eq!((series("tenant-999"), series("other")), (1, 2000));
+        assert_eq!((count("n-998", "m"), count("other", "m")), (1, 2001));
+        assert_eq!((count("a", "n-997"), count("a", "other")), (1, 2002));
     }
 
     #[test]

@@ -20,7 +20,7 @@ mod probe;
 mod pulse;
 mod server;
 
-pub use admission::{Admission, Eviction, Permit, Queue, Seen, Surroundings, Witness};
+pub use admission::{Admission, Asking, Eviction, Permit, Queue, Surroundings, Witness};
 pub use discovery::{BoxError, EndpointsFile, FileError, MAX_FILE_BYTES, parse as parse_file};
 pub use endpoint::{Address, AddressError, EndpointSpec, Labels, ROLE_LABEL};
 pub use exposition::{Reader, Scraped, Wanted, adapters};

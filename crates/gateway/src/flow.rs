@@ -1,12 +1,13 @@
 //! Flow control of the gateway: what its configuration may say, what that means, and what a request asks for.
 
+use crate::forward::Asked;
 use crate::refusal::Refusal;
 use baton_fleet::headers::{FAIRNESS, OBJECTIVE, SLO_TTFT};
-use baton_fleet::{Admission, Fleet, FlowMetrics, Permit, Surroundings};
+use baton_fleet::{Admission, Asking, Fleet, FlowMetrics, Permit, Surroundings};
 use baton_scheduler::flow::{
     Arrival, BandConfig, DEFAULT_FLOW, Fairness, FlowConfig, Gauge, Need, Ordering, Outcome,
 };
-use baton_scheduler::{Concurrency, Counted, Detector, Prompt, Utilization};
+use baton_scheduler::{Concurrency, Counted, Detector, Utilization};
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -250,14 +251,14 @@ impl Flow {
         }
     }
 
-    /// Waits until a request with `prompt`, whose body has `bytes`, may go.
+    /// Waits until a request for what is `asked`, whose body has `bytes`, may go.
     pub(crate) async fn admit(
         &self,
         claim: &Claim,
-        prompt: &Prompt,
+        asked: &Asked,
         bytes: usize,
     ) -> Result<Permit, Refusal> {
-        let tokens = prompt.tokens();
+        let tokens = asked.prompt.tokens();
         let needs_prefill = self.prefill_from.is_some_and(|from| tokens >= from.max(1));
         let arrival = Arrival {
             flow: &claim.flow,
@@ -272,8 +273,15 @@ impl Flow {
             ttl: None,
             slo: claim.slo,
         };
+        // Nobody gets another name here.
+        let model = asked.model.as_deref().unwrap_or("");
+        let asking = Asking {
+            model,
+            target: model,
+            arrival,
+        };
         self.gate
-            .admit(&arrival)
+            .admit(&asking)
             .await
             .map_err(|outcome: Outcome| outcome.refusal().map_or(Refusal::Full, Refusal::Queue))
     }

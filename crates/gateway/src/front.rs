@@ -177,7 +177,7 @@ impl Gateway {
         outgoing.body = without_foreign_kv(body.clone(), &facts);
         let asked = self.asked(&body, &facts);
         let mut permit = match &claim {
-            Some((flow, claim)) => Some(flow.admit(claim, &asked.prompt, body.len()).await?),
+            Some((flow, claim)) => Some(flow.admit(claim, &asked, body.len()).await?),
             None => None,
         };
         // Only now: a client that is slow to send, or waits, takes nobody's place.

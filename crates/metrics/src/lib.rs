@@ -2,6 +2,10 @@
 //! and the page that Prometheus reads. What is measured, and under which name, is each service's own.
 #![forbid(unsafe_code)]
 
+mod series;
+
+pub use series::{Known, Whose};
+
 use parking_lot::RwLock;
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;

@@ -104,12 +104,8 @@ pub struct Departure<T> {
     pub ticket: T,
     /// Why it leaves.
     pub outcome: Outcome,
-    /// The flow that it waited in.
-    pub flow: Arc<str>,
     /// The band that it waited in.
     pub priority: i32,
-    /// How long it waited.
-    pub waited: Duration,
     /// What it takes of the servers' room until it is counted there: to be given to [`FlowControl::placed`].
     pub grant: Grant,
     /// What it is while it runs, if that is kept: to be given to [`FlowControl::finished`].
@@ -164,7 +160,6 @@ struct Item<T> {
     flow: u32,
     bytes: u64,
     tokens: u32,
-    since: Duration,
     /// Its places in its flow's queue, in `deadlines`, and in `patience`.
     at: u32,
     deadline_at: Option<u32>,
@@ -281,7 +276,6 @@ impl<T> FlowControl<T> {
             flow,
             bytes: arrival.bytes,
             tokens: arrival.tokens,
-            since: now,
             at: 0,
             deadline_at: None,
             patience_at: None,
@@ -298,11 +292,7 @@ impl<T> FlowControl<T> {
         band.usage.add(arrival.bytes);
         band.last_used = now;
         let items = &mut self.items;
-        let flow_entry = &mut self.flows[flow];
-        flow_entry.bytes += arrival.bytes;
-        flow_entry
-            .queue
-            .push((due, self.seq), item, |id, at| items[id].at = at);
+        (self.flows[flow].queue).push((due, self.seq), item, |id, at| items[id].at = at);
         self.settle(flow);
         Ok(self.items.handle(item))
     }
@@ -436,17 +426,6 @@ impl<T> FlowControl<T> {
         (self.bands.iter()).map(|(priority, band)| (priority.0, band.usage, &band.config))
     }
 
-    /// Flows in no particular order: name, priority, what waits. One tenant has up to two, see [`Need`].
-    pub fn flows(&self) -> impl Iterator<Item = (&str, i32, Usage)> {
-        self.flows.iter().map(|flow| {
-            let usage = Usage {
-                requests: flow.queue.len() as u64,
-                bytes: flow.bytes,
-            };
-            (&*flow.name, flow.priority, usage)
-        })
-    }
-
     /// The highest priority of requests that wait although their time has come: those for which others may be given up.
     #[must_use]
     pub fn blocked(&self) -> Option<i32> {
@@ -522,23 +501,15 @@ impl<T> FlowControl<T> {
             self.patience
                 .remove(at, |id, at| items[id].patience_at = Some(at));
         }
-        let Item {
-            ticket,
-            tokens,
-            since,
-            ..
-        } = items.remove(item);
+        let Item { ticket, tokens, .. } = items.remove(item);
         self.usage.sub(bytes);
         self.band_mut(flow).usage.sub(bytes);
-        self.flows[flow].bytes -= bytes;
         self.settle(flow);
         let flow = &self.flows[flow];
         Departure {
             ticket,
             outcome,
-            flow: flow.name.clone(),
             priority: flow.priority,
-            waited: self.clock.last.saturating_sub(since),
             grant: Grant {
                 need: flow.need,
                 tokens,

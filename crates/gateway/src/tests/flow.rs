@@ -219,6 +219,8 @@ async fn a_client_that_goes_away_leaves_the_queue() {
     let _first = occupy(&front, &server).await;
     let waits = front.spawn("waits", &[]);
     front.until_waiting(1).await;
+    let size = r#"llm_d_epp_flow_control_queue_size{fairness_id="default-flow",inference_pool="gateway",model_name="m",priority="0",target_model_name="m"}"#;
+    assert_eq!(front.metric(size).await, 1);
     waits.abort();
     front.until_waiting(0).await;
     let gone = r#"llm_d_epp_flow_control_requests_total{inference_pool="gateway",outcome="EvictedContextCancelled",priority="0"}"#;
@@ -349,7 +351,7 @@ async fn tenants_are_known_by_their_keys_and_keys_stop_here() {
     ];
     assert_eq!(front.spawn("x", &headers).await.unwrap().0, 200);
     assert!(!server.seen()[0].headers.contains_key("authorization"));
-    let waited = r#"llm_d_epp_flow_control_request_queue_duration_seconds_count{fairness_id="b",inference_pool="gateway",outcome="Dispatched",priority="0"}"#;
+    let waited = r#"llm_d_epp_flow_control_request_queue_duration_seconds_count{fairness_id="b",inference_pool="gateway",model_name="m",outcome="Dispatched",priority="0",target_model_name="m"}"#;
     assert_eq!(front.metric(waited).await, 1);
 }
 

@@ -77,7 +77,6 @@ pub(super) struct Flow {
     pub(super) priority: i32,
     pub(super) need: Need,
     pub(super) queue: Heap,
-    pub(super) bytes: u64,
     /// Its tag without its first request.
     base: u64,
     /// When it was served last, or began to wait: who waits longer goes first among equals.
@@ -93,7 +92,6 @@ impl Flow {
             priority,
             need,
             queue: Heap::default(),
-            bytes: 0,
             base: 0,
             turn: 0,
             place: Place::Idle,

@@ -17,6 +17,7 @@ impl Heap {
         self.entries.first().copied()
     }
 
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }

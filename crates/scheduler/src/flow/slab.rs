@@ -73,6 +73,7 @@ impl<V> Slab<V> {
         (slot.generation == handle.generation && slot.value.is_some()).then_some(handle.index)
     }
 
+    #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = &V> {
         self.slots.iter().filter_map(|slot| slot.value.as_ref())
     }

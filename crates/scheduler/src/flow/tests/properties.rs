@@ -194,7 +194,7 @@ fn what_one_too_many_tenants_send_is_in_one_flow() {
         ..Arrival::new()
     };
     queue.enqueue(Duration::ZERO, &arrival, ()).unwrap();
-    assert_eq!(queue.flows().next().unwrap().0, OTHER_FLOW);
+    assert_eq!(&*queue.flows.iter().next().unwrap().name, OTHER_FLOW);
 }
 
 #[test]
