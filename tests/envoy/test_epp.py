@@ -245,7 +245,8 @@ def test_metrics_have_upstreams_names(door):
     text = door.picker.page("/metrics")
     for name in ["request_total", "request_duration_seconds_count", "request_size_bytes_count", "ready_endpoints",
                  "scheduler_e2e_duration_seconds_count", "scheduler_attempts_total", "pd_decision_total", "info",
-                 "average_queue_size", "per_endpoint_queue_size", "extproc_streams_total"]:
+                 "average_queue_size", "per_endpoint_queue_size", "extproc_streams_total",
+                 'plugin_duration_seconds_count{extension_point="Scorer"']:
         assert f"llm_d_epp_{name}" in text, name
     assert door.picker.metric("llm_d_epp_request_error_total", "BadRequest") >= 0
 
@@ -324,7 +325,7 @@ def send(door) -> Http1:
 
 
 def waiting(door) -> float:
-    return door.picker.metric("llm_d_epp_flow_control_queue_size")
+    return door.picker.metric("llm_d_epp_flow_control_queue_size", 'model_name="m",priority="0",target_model_name="m"')
 
 
 def test_a_request_waits_for_a_server_with_room(queueing):

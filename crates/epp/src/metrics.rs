@@ -1,7 +1,8 @@
 //! The picker's metrics: upstream's names, and its older ones beside them if the configuration asks for those. Names and
-//! help texts are here, in `pool` and in `series`; the values of labels are bounded.
+//! help texts are here, in `plugins`, `pool` and `series`; the values of labels are bounded.
 
 mod legacy;
+mod plugins;
 mod pool;
 
 use crate::picker::Epp;
@@ -9,7 +10,9 @@ use crate::series::{Requests, Series};
 use baton_ext_proc::Ended;
 use baton_fleet::{FlowMetrics, Route, Server};
 use baton_metrics::{Known, Whose, registered};
+use baton_scheduler::config::PickerConfig;
 use baton_scheduler::{Prompt, Unschedulable};
+use plugins::Plugins;
 use pool::Pool;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -61,6 +64,7 @@ pub(crate) struct Metrics {
     pub(crate) exchanges: Exchanges,
     choices: Choices,
     rewrites: IntCounterVec,
+    pub(crate) plugins: Plugins,
     pool: Pool,
     pub(crate) flow: Arc<FlowMetrics>,
 }
@@ -210,7 +214,7 @@ impl Choices {
 
 impl Metrics {
     /// Nothing has happened yet in the pool of this name.
-    pub(crate) fn new(pool: &str, legacy: bool) -> Self {
+    pub(crate) fn new(pool: &str, config: &PickerConfig) -> Self {
         let registry = Registry::new();
         let r = &registry;
         let info = gauges(r, "info", "What this picker is.", &["commit", "build_ref"]);
@@ -218,7 +222,7 @@ impl Metrics {
         info.with_label_values(&["", version]).set(1);
         Self {
             name: pool.into(),
-            legacy,
+            legacy: config.gates.legacy_metrics,
             requests: Requests::new(r),
             known: Known::default(),
             errors: counters(
@@ -235,6 +239,7 @@ impl Metrics {
                 "Models that got another name.",
                 &["model_rewrite_name", "model_name", "target_model"],
             ),
+            plugins: Plugins::new(r, &config.plan),
             pool: Pool::new(r),
             flow: Arc::new(FlowMetrics::new(r, pool)),
             registry,

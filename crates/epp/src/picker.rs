@@ -66,7 +66,7 @@ impl Epp {
             }
             _ => None,
         };
-        let metrics = Metrics::new(pool, config.gates.legacy_metrics);
+        let metrics = Metrics::new(pool, &config);
         let queue = (config.flow_control.as_ref())
             .map(|flow| Queue::new(flow, &config.plan, &fleet, metrics.flow.clone()));
         Self {

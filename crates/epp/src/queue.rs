@@ -89,7 +89,7 @@ impl Queue {
 
 /// The shortest prompt that a plan may send through a prefill server.
 fn prefill_from(plan: &Plan) -> Option<u32> {
-    let Handler::Disaggregated(stages) = &plan.handler else {
+    let Handler::Disaggregated(stages) = &plan.handler.is else {
         return None;
     };
     match stages.prefill_if {

@@ -57,12 +57,10 @@ pub(crate) fn decide(
     };
     let explains = epp.decisions.is_some() || epp.emits_scores || trace.is_some();
     let mut why = Explanation::default();
-    let decided = if explains {
-        epp.fleet.route_explained(&request, &mut why)
-    } else {
-        epp.fleet.route(&request)
-    };
+    let mut watch = epp.metrics.plugins.watch(explains.then_some(&mut why));
+    let decided = epp.fleet.route_observed(&request, &mut watch);
     let took = began.elapsed();
+    epp.metrics.plugins.saw(&watch);
     epp.metrics.decided(&Choice {
         decided: &decided,
         model: ask.target.or(ask.model),

@@ -7,8 +7,8 @@ use arc_swap::ArcSwap;
 use baton_kv::BlockEvent;
 use baton_scheduler::flow::{Gauge, Room};
 use baton_scheduler::{
-    BlockHash, Certainty, Decision, Detector, Endpoint, EndpointId, Explanation, Health, Keys,
-    Load, Plan, Prompt, PromptHasher, Request, Saturation, Scheduler, Share, TokenHasher,
+    BlockHash, Certainty, Decision, Detector, Endpoint, EndpointId, Health, Keys, Load, Observer,
+    Plan, Prompt, PromptHasher, Request, Saturation, Scheduler, Share, TokenHasher,
     TokenPrompt, Unschedulable,
 };
 use parking_lot::Mutex;
@@ -389,25 +389,17 @@ impl Fleet {
     /// # Errors
     /// [`Unschedulable`], if no server may answer.
     pub fn route(&self, request: &Request<'_>) -> Result<Route, Unschedulable> {
-        self.decide(request, None)
+        self.route_observed(request, &mut ())
     }
 
-    /// Decides as [`Fleet::route`] does, and says why.
+    /// Decides as [`Fleet::route`] does, and tells `observer` how. Nothing else is decided meanwhile.
     ///
     /// # Errors
-    /// Likewise; `explanation` then says how far it came.
-    pub fn route_explained(
+    /// Likewise; the observer knows how far it came.
+    pub fn route_observed<O: Observer>(
         &self,
         request: &Request<'_>,
-        explanation: &mut Explanation,
-    ) -> Result<Route, Unschedulable> {
-        self.decide(request, Some(explanation))
-    }
-
-    fn decide(
-        &self,
-        request: &Request<'_>,
-        explanation: Option<&mut Explanation>,
+        observer: &mut O,
     ) -> Result<Route, Unschedulable> {
         let now = self.began.elapsed();
         let request = Request { now, ..*request };
@@ -416,10 +408,7 @@ impl Fleet {
         deciding.refresh(self, now);
         let turn = deciding.next_turn();
         let (scheduler, snapshot) = (&mut deciding.scheduler, &deciding.snapshot);
-        let decision = match explanation {
-            None => scheduler.decide(snapshot, &request, turn),
-            Some(why) => scheduler.decide_explained(snapshot, &request, turn, why),
-        }?;
+        let decision = scheduler.decide_observed(snapshot, &request, turn, observer)?;
         scheduler.sent(&request, &decision);
         // Counted before the lock is released, so that the next decision sees it.
         let shares = scheduler.plan().shares(&decision);

@@ -1,10 +1,12 @@
 //! How long a decision takes, for 10, 100 and 1000 endpoints with prefill and decode apart, and a prompt of 2048 blocks
-//! that everybody, half of them, or nobody has, by upstream's sample plan and by ours:
+//! that everybody, half of them, or nobody has, by upstream's sample plan and by ours; and how long if every plugin is
+//! timed, which `baton epp` does for one decision in thirteen:
 //! `cargo bench -p baton-scheduler --bench decide`.
 
 use baton_scheduler::config::load;
 use baton_scheduler::{
-    Endpoint, EndpointId, Identity, Load, Plan, PrefixIndex, PromptHasher, Request, Role, Scheduler,
+    Endpoint, EndpointId, Identity, Load, Observer, Plan, PrefixIndex, PromptHasher, Request, Role,
+    Scheduler, Step,
 };
 use std::time::{Duration, Instant};
 
@@ -63,19 +65,50 @@ fn measure(n: usize, mut call: impl FnMut(u64)) -> (Duration, Duration) {
 
 #[expect(clippy::print_stdout, reason = "that is what it is for")]
 fn main() {
-    println!("plan        endpoints  shared   median       p99");
+    println!("plan        endpoints  shared   median       p99     timed");
     for (name, text) in PLANS {
         for n in [10, 100, 1000] {
             for (shared, every) in [("0 %", 0), ("50 %", 2), ("100 %", 1)] {
-                let (median, p99) = decisions(plan(text), n, every);
-                println!("{name:<10} {n:>10}  {shared:>6}  {median:>7.1?}  {p99:>8.1?}");
+                let (median, p99) = decisions(plan(text), n, every, || ());
+                let (timed, _) = decisions(plan(text), n, every, Timed::default);
+                println!(
+                    "{name:<10} {n:>10}  {shared:>6}  {median:>7.1?}  {p99:>8.1?}  {timed:>8.1?}"
+                );
             }
         }
     }
 }
 
-/// Decisions of `n` endpoints, of which every so many'th has the prompt.
-fn decisions(plan: Plan, n: u32, every: u32) -> (Duration, Duration) {
+/// Looks at the clock after every plugin.
+struct Timed {
+    last: Instant,
+    took: Vec<(Step, Duration)>,
+}
+
+impl Default for Timed {
+    fn default() -> Self {
+        Self {
+            last: Instant::now(),
+            took: Vec::new(),
+        }
+    }
+}
+
+impl Observer for Timed {
+    fn did(&mut self, step: Step) {
+        let now = Instant::now();
+        self.took.push((step, now - self.last));
+        self.last = now;
+    }
+}
+
+/// Decisions of `n` endpoints, of which every so many'th has the prompt, each with an observer of its own.
+fn decisions<O: Observer>(
+    plan: Plan,
+    n: u32,
+    every: u32,
+    observer: impl Fn() -> O,
+) -> (Duration, Duration) {
     let hasher = PromptHasher::new(7).with_blocks(&plan.approximate);
     let block_bytes = 4 * plan.approximate.block_tokens as usize;
     let mut scheduler = Scheduler::new(plan, PrefixIndex::new(31_250));
@@ -96,7 +129,7 @@ fn decisions(plan: Plan, n: u32, every: u32) -> (Duration, Duration) {
         ..Request::new(&prompt)
     };
     measure(1000, |turn| {
-        let decision = scheduler.decide(&fleet, &request, turn);
+        let decision = scheduler.decide_observed(&fleet, &request, turn, &mut observer());
         assert!(decision.is_ok_and(|d| d.prefill.server().is_some()));
     })
 }

@@ -13,6 +13,7 @@ pub mod engines;
 mod filter;
 pub mod flow;
 mod index;
+mod observe;
 mod picker;
 mod plan;
 mod policy;
@@ -32,6 +33,7 @@ pub use index::{
     Certainty, Feature, Found, Keys, MAX_KEY_TOKENS, Match, PreciseConfig, PreciseIndex,
     PreciseStats, PrefixIndex, Size, TokenHasher, TokenPrompt,
 };
+pub use observe::{Observer, Step};
 pub use picker::{Picker, Picking};
 pub use plan::{
     Approximate, Decider, Events, Handler, InFlight, Named, OnUnavailable, Plan, Precise, Profile,

@@ -13,7 +13,7 @@ pub struct Plan {
     /// The profiles. Those that the handler does not name never run.
     pub profiles: Vec<Profile>,
     /// Which profiles run, and in which order.
-    pub handler: Handler,
+    pub handler: Named<Handler>,
     /// How prompts are cut for the approximate index, and how much of them it remembers.
     pub approximate: Approximate,
     /// How KV events are read, if they are.
@@ -42,16 +42,27 @@ pub struct Profile {
     /// Scorers.
     pub scorers: Vec<Weighted>,
     /// Takes the best.
-    pub picker: Picker,
+    pub picker: Named<Picker>,
 }
 
-/// Something with the name that the configuration gave it.
+/// A plugin with the name that the configuration gave it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Named<T> {
     /// The name.
     pub name: Box<str>,
+    /// Its type, as configurations write it.
+    pub kind: &'static str,
     /// What it is.
     pub is: T,
+}
+
+impl<T> Named<T> {
+    /// A plugin that is called as its type is.
+    #[must_use]
+    pub fn usual(kind: &'static str, is: T) -> Self {
+        let name = kind.into();
+        Self { name, kind, is }
+    }
 }
 
 /// A scorer and how much it counts.
@@ -59,6 +70,8 @@ pub struct Named<T> {
 pub struct Weighted {
     /// The name that the configuration gave it.
     pub name: Box<str>,
+    /// Its type, as configurations write it.
+    pub kind: &'static str,
     /// What it is.
     pub scorer: Scorer,
     /// Its factor.
@@ -380,11 +393,12 @@ impl Plan {
     /// A plan with one profile and defaults for everything else.
     #[must_use]
     pub fn single(profile: Profile) -> Self {
-        Self::with(vec![profile], Handler::Single(0))
+        let handler = Named::usual("single-profile-handler", Handler::Single(0));
+        Self::with(vec![profile], handler)
     }
 
     /// A plan with these profiles and defaults for everything else.
-    pub(crate) fn with(profiles: Vec<Profile>, handler: Handler) -> Self {
+    pub(crate) fn with(profiles: Vec<Profile>, handler: Named<Handler>) -> Self {
         Self {
             profiles,
             handler,

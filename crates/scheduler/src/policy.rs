@@ -80,8 +80,9 @@ impl Weights {
         ]
         .into_iter()
         .filter(|(.., weight)| *weight > 0.0)
-        .map(|(name, scorer, weight)| Weighted {
-            name: name.into(),
+        .map(|(kind, scorer, weight)| Weighted {
+            name: kind.into(),
+            kind,
             scorer,
             weight: weight.into(),
         })
@@ -120,14 +121,12 @@ impl Default for Policy {
 
 impl From<Policy> for Plan {
     fn from(policy: Policy) -> Self {
-        let profile = |name: &str, filter: &str, roles, weights: Weights| Profile {
+        let in_turn = Picker::one(Picking::MaxScoreInTurn);
+        let profile = |name: &str, filter, roles, weights: Weights| Profile {
             name: name.into(),
-            filters: vec![Named {
-                name: filter.into(),
-                is: Filter::Roles(roles),
-            }],
+            filters: vec![Named::usual(filter, Filter::Roles(roles))],
             scorers: weights.scorers(),
-            picker: Picker::one(Picking::MaxScoreInTurn),
+            picker: Named::usual("max-score-in-turn-picker", in_turn),
         };
         let decode = profile("decode", "decode-filter", Roles::DECODE, policy.decode);
         // Servers of both roles keep their prompts to themselves.
@@ -145,19 +144,18 @@ impl From<Policy> for Plan {
                 source: Source::Approximate,
             },
         };
-        Self::with(
-            vec![decode, prefill],
-            Handler::Disaggregated(Stages {
-                decode: 0,
-                prefill: Some(1),
-                encode: None,
-                prefill_if,
-                encode_if: Decider::Never,
-                on_unavailable: OnUnavailable::Fallback,
-                order: StageOrder::DecodeFirst,
-                primary_port: None,
-                same_label: None,
-            }),
-        )
+        let handler = Handler::Disaggregated(Stages {
+            decode: 0,
+            prefill: Some(1),
+            encode: None,
+            prefill_if,
+            encode_if: Decider::Never,
+            on_unavailable: OnUnavailable::Fallback,
+            order: StageOrder::DecodeFirst,
+            primary_port: None,
+            same_label: None,
+        });
+        let handler = Named::usual("disagg-profile-handler", handler);
+        Self::with(vec![decode, prefill], handler)
     }
 }

@@ -10,8 +10,8 @@ use crate::saturation::{Saturation, Utilization};
 use crate::work::UNKNOWN_PACE;
 use crate::workspace::{Context, Held, Indices, Means, Workspace};
 use crate::{
-    BlockHash, Certainty, Decision, Endpoint, EndpointId, Explanation, Load, Plan, PreciseIndex,
-    Prefill, PrefixIndex, Prompt, Request, Unschedulable,
+    BlockHash, Certainty, Decision, Endpoint, EndpointId, Load, Observer, Plan, PreciseIndex,
+    Prefill, PrefixIndex, Prompt, Request, Step, Unschedulable,
 };
 use std::time::Duration;
 
@@ -27,11 +27,11 @@ pub struct Scheduler {
 }
 
 /// A decision being made.
-struct Run<'a> {
+struct Run<'a, O> {
     plan: &'a Plan,
     cx: Context<'a>,
     workspace: &'a mut Workspace,
-    means: Means<'a>,
+    means: Means<'a, O>,
     /// Who knows what is cached.
     knows: Source,
 }
@@ -97,29 +97,19 @@ impl Scheduler {
         request: &Request<'_>,
         turn: u64,
     ) -> Result<Decision, Unschedulable> {
-        self.run(fleet, request, turn, None)
+        self.decide_observed(fleet, request, turn, &mut ())
     }
 
-    /// Decides as [`Scheduler::decide`] does, and says why.
+    /// Decides as [`Scheduler::decide`] does, and tells `observer` how; an [`Explanation`] is one.
     ///
     /// # Errors
-    /// Likewise; `explanation` then says how far it came.
-    pub fn decide_explained(
+    /// Likewise; the observer knows how far it came.
+    pub fn decide_observed<O: Observer>(
         &mut self,
         fleet: &[Endpoint],
         request: &Request<'_>,
         turn: u64,
-        explanation: &mut Explanation,
-    ) -> Result<Decision, Unschedulable> {
-        self.run(fleet, request, turn, Some(explanation))
-    }
-
-    fn run(
-        &mut self,
-        fleet: &[Endpoint],
-        request: &Request<'_>,
-        turn: u64,
-        explain: Option<&mut Explanation>,
+        observer: &mut O,
     ) -> Result<Decision, Unschedulable> {
         let pinned = self.pinned(fleet, request);
         self.workspace.gather(fleet, request);
@@ -149,10 +139,13 @@ impl Scheduler {
                     precise,
                 },
                 dice: Dice::new(turn),
-                explain,
+                observer,
             },
         };
-        let decision = run.decide().map_err(|why| {
+        run.means.observer.did(Step::Other);
+        let decided = run.decide();
+        run.means.observer.did(Step::Results);
+        let decision = decided.map_err(|why| {
             if knows_nobody(fleet, request) {
                 Unschedulable::UnknownModel
             } else {
@@ -194,7 +187,7 @@ impl Scheduler {
         let (Some(of), Some(session)) = (&self.plan.session, request.session) else {
             return;
         };
-        let server = match (&self.plan.handler, of.profile) {
+        let server = match (&self.plan.handler.is, of.profile) {
             (Handler::Disaggregated(stages), Some(profile)) if stages.prefill == Some(profile) => {
                 decision.prefill.server()
             }
@@ -301,9 +294,9 @@ impl Scheduler {
     }
 }
 
-impl<'a> Run<'a> {
+impl<'a, O: Observer> Run<'a, O> {
     fn decide(&mut self) -> Result<Decision, Unschedulable> {
-        match &self.plan.handler {
+        match &self.plan.handler.is {
             Handler::Single(profile) => self.alone(*profile, None),
             Handler::DataParallel {
                 profile,
@@ -371,6 +364,7 @@ impl<'a> Run<'a> {
         profile: ProfileIdx,
         of_these: impl Fn(&Endpoint) -> bool,
     ) -> Result<Picked<'a>, Unschedulable> {
+        self.means.observer.did(Step::Profile(profile));
         let profile = &self.plan.profiles[profile];
         self.workspace
             .run(profile, &self.cx, of_these, &mut self.means, self.knows)?;
@@ -496,7 +490,7 @@ fn millis(time: Duration) -> u64 {
 
 /// Whom the decider asks what is cached; without one, the best there is.
 fn best_source(plan: &Plan) -> Source {
-    match &plan.handler {
+    match &plan.handler.is {
         Handler::Disaggregated(Stages {
             prefill_if: Decider::Uncached { source, .. } | Decider::Sooner(Sooner { source, .. }),
             ..
@@ -522,7 +516,9 @@ fn nobody(stages: &Stages) -> Result<Prefill, Unschedulable> {
     }
 }
 
-/// Whether two servers may exchange KV.
+/// Whether two servers may exchange KV. Asked of every endpoint, by code that is compiled in observers' crates: a call
+/// would cost a twentieth of the decision.
+#[inline]
 fn agree(stages: &Stages, a: &Endpoint, b: &Endpoint) -> bool {
     let label = stages.same_label.as_deref();
     label.is_none_or(|label| a.identity.label(label) == b.identity.label(label))

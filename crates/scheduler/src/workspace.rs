@@ -2,12 +2,12 @@
 //! scores. Nothing here is allocated for each decision.
 
 use crate::picker::{Bench, Dice};
-use crate::plan::{Profile, Source};
+use crate::plan::{Profile, Source, Weighted};
 use crate::recent::Recency;
 use crate::request::{Candidate, Explanation, Stage};
 use crate::{
-    Costs, Endpoint, EndpointId, Found, Keys, Match, PreciseIndex, PrefixIndex, Request,
-    Unschedulable,
+    Costs, Endpoint, EndpointId, Found, Keys, Match, Observer, PreciseIndex, PrefixIndex, Request,
+    Step, Unschedulable,
 };
 
 /// What a server has of a prompt, in leading blocks.
@@ -69,10 +69,10 @@ pub(crate) struct Indices<'a> {
 }
 
 /// What a decision uses, and changes.
-pub(crate) struct Means<'a> {
+pub(crate) struct Means<'a, O> {
     pub(crate) indices: Indices<'a>,
     pub(crate) dice: Dice,
-    pub(crate) explain: Option<&'a mut Explanation>,
+    pub(crate) observer: &'a mut O,
 }
 
 /// The candidates of a stage, as filters and scorers see them. Lists go by candidate.
@@ -192,14 +192,20 @@ impl Caches {
         }
     }
 
-    /// Asks `source` about the candidates `at`, unless that is done.
-    fn look_up(&mut self, source: Source, cx: &Context<'_>, at: &[u32], indices: &mut Indices<'_>) {
+    /// Asks `source` about the candidates `at`, unless that is done: then it says false.
+    fn look_up(
+        &mut self,
+        source: Source,
+        cx: &Context<'_>,
+        at: &[u32],
+        indices: &mut Indices<'_>,
+    ) -> bool {
         let known = match source {
             Source::Approximate => &mut self.approximate,
             Source::Precise => &mut self.precise,
         };
         if std::mem::replace(&mut known.is, true) {
-            return;
+            return false;
         }
         self.ids.clear();
         self.ids.extend(at.iter().map(|&i| cx.fleet[i as usize].id));
@@ -228,6 +234,7 @@ impl Caches {
                 }
             }
         }
+        true
     }
 
     fn retain(&mut self, keep: &[bool]) {
@@ -256,13 +263,14 @@ impl Workspace {
     }
 
     /// Runs `profile` over the eligible endpoints that `of_these` takes. Whom it picked is asked for afterwards, and what
-    /// they have by `knows`.
-    pub(crate) fn run(
+    /// they have by `knows`. What is done for each endpoint has functions of its own: this one is compiled for every kind
+    /// of observer, in the observer's crate.
+    pub(crate) fn run<O: Observer>(
         &mut self,
         profile: &Profile,
         cx: &Context<'_>,
         of_these: impl Fn(&Endpoint) -> bool,
-        means: &mut Means<'_>,
+        means: &mut Means<'_, O>,
         knows: Source,
     ) -> Result<(), Unschedulable> {
         self.at.clear();
@@ -270,43 +278,46 @@ impl Workspace {
         self.at.extend(self.eligible.iter().filter(these));
         self.caches.start();
         self.picked.clear();
-        if let Some(explanation) = &mut means.explain {
+        if let Some(explanation) = means.observer.explanation() {
             explanation.begin(profile, cx, &self.at);
         }
+        means.observer.did(Step::Other);
         self.filter(profile, cx, means)?;
         self.score(profile, cx, means);
-        (self.caches).look_up(knows, cx, &self.at, &mut means.indices);
+        self.look_up(knows, cx, means);
         self.knows = knows;
         let (totals, bench) = (&self.totals, &mut self.bench);
-        (profile.picker).pick(totals, cx.turn, &mut means.dice, bench, &mut self.picked);
-        if let Some(explanation) = &mut means.explain {
+        (profile.picker.is).pick(totals, cx.turn, &mut means.dice, bench, &mut self.picked);
+        means.observer.did(Step::Picker);
+        if let Some(explanation) = means.observer.explanation() {
             let picked = self.picked(cx.fleet).map(|e| e.id).collect();
             explanation.end(picked, &self.totals, cx, &self.at);
+            means.observer.did(Step::Other);
         }
         Ok(())
     }
 
-    fn filter(
+    fn filter<O: Observer>(
         &mut self,
         profile: &Profile,
         cx: &Context<'_>,
-        means: &mut Means<'_>,
+        means: &mut Means<'_, O>,
     ) -> Result<(), Unschedulable> {
         if self.at.is_empty() {
             return Err(Unschedulable::NoneHealthy);
         }
-        for filter in &profile.filters {
+        for (i, filter) in profile.filters.iter().enumerate() {
             if let Some(source) = filter.is.source() {
-                let source = cx.source(source);
-                (self.caches).look_up(source, cx, &self.at, &mut means.indices);
+                self.look_up(cx.source(source), cx, means);
             }
             let view = view(cx, &self.at, &self.caches);
             filter.is.keep(&view, &mut means.dice, &mut self.keep);
-            if let Some(explanation) = &mut means.explain {
+            means.observer.did(Step::Filter(i));
+            if let Some(explanation) = means.observer.explanation() {
                 explanation.dropped(&filter.name, cx, &self.at, &self.keep);
             }
-            retain(&mut self.at, &self.keep);
-            self.caches.retain(&self.keep);
+            self.retain();
+            means.observer.did(Step::Other);
             if self.at.is_empty() {
                 return Err(filter.is.emptied());
             }
@@ -314,24 +325,48 @@ impl Workspace {
         Ok(())
     }
 
-    fn score(&mut self, profile: &Profile, cx: &Context<'_>, means: &mut Means<'_>) {
+    fn score<O: Observer>(
+        &mut self,
+        profile: &Profile,
+        cx: &Context<'_>,
+        means: &mut Means<'_, O>,
+    ) {
         self.totals.clear();
         self.totals.resize(self.at.len(), 0.0);
-        for weighted in &profile.scorers {
+        for (i, weighted) in profile.scorers.iter().enumerate() {
             if let Some(source) = weighted.scorer.source() {
-                let source = cx.source(source);
-                (self.caches).look_up(source, cx, &self.at, &mut means.indices);
+                self.look_up(cx.source(source), cx, means);
             }
-            let view = view(cx, &self.at, &self.caches);
-            weighted.scorer.score(&view, &mut self.values);
-            for (total, value) in self.totals.iter_mut().zip(&mut self.values) {
-                // Not-a-number is the worst, too.
-                *value = if *value > 0.0 { value.min(1.0) } else { 0.0 };
-                *total += weighted.weight * *value;
-            }
-            if let Some(explanation) = &mut means.explain {
+            self.add(weighted, cx);
+            means.observer.did(Step::Scorer(i));
+            if let Some(explanation) = means.observer.explanation() {
                 explanation.scored(cx, &self.at, &self.values);
+                means.observer.did(Step::Other);
             }
+        }
+    }
+
+    /// Asks `source` about the candidates, unless that is done.
+    fn look_up<O: Observer>(&mut self, source: Source, cx: &Context<'_>, means: &mut Means<'_, O>) {
+        if (self.caches).look_up(source, cx, &self.at, &mut means.indices) {
+            means.observer.did(Step::Lookup(source));
+        }
+    }
+
+    /// Drops the candidates that a filter did not keep.
+    fn retain(&mut self) {
+        retain(&mut self.at, &self.keep);
+        self.caches.retain(&self.keep);
+    }
+
+    /// Adds to the totals what a scorer gives.
+    fn add(&mut self, weighted: &Weighted, cx: &Context<'_>) {
+        let view = view(cx, &self.at, &self.caches);
+        weighted.scorer.score(&view, &mut self.values);
+        for (total, value) in self.totals.iter_mut().zip(&mut self.values) {
+            // Not-a-number is the worst, too.
+            *value = if *value > 0.0 { value.min(1.0) } else { 0.0 };
+            *total += weighted.weight * *value;
         }
     }
 

@@ -82,7 +82,7 @@ impl Policy {
             _ => setup.costs,
         };
         plan.approximate.block_tokens = block_tokens;
-        if let Handler::Disaggregated(stages) = &mut plan.handler {
+        if let Handler::Disaggregated(stages) = &mut plan.handler.is {
             stages.prefill_if = decider(setup, self);
         }
         plan
@@ -120,7 +120,7 @@ fn by_picker(by: Picking) -> Plan {
     };
     let mut plan = Plan::from(nothing);
     for profile in &mut plan.profiles {
-        profile.picker = Picker::one(by);
+        profile.picker.is = Picker::one(by);
     }
     plan
 }

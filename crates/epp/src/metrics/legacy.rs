@@ -19,7 +19,7 @@ const fn renamed(new: &'static str, old: &'static str) -> Renamed {
     }
 }
 
-const NAMES: [Renamed; 33] = [
+const NAMES: [Renamed; 34] = [
     renamed("request_total", "inference_objective_request_total"),
     renamed(
         "request_error_total",
@@ -78,6 +78,10 @@ const NAMES: [Renamed; 33] = [
             "inference_extension_scheduler_attempts_total",
         )
     },
+    renamed(
+        "plugin_duration_seconds",
+        "inference_extension_plugin_duration_seconds",
+    ),
     renamed("info", "inference_extension_info"),
     renamed(
         "model_rewrite_decisions_total",

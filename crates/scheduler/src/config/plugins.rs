@@ -4,7 +4,7 @@ use super::decide::{self, HandlerSpec};
 use super::fields::{Fields, Notes, did_you_mean, object};
 use super::supply::{self, Parser, Supplies};
 use crate::flow::{Fairness, Ordering};
-use crate::{Decider, Detector, Filter, Picker, Scorer};
+use crate::{Decider, Detector, Filter, Named, Picker, Scorer};
 use serde_json::{Value, json};
 
 /// One entry of the list.
@@ -36,6 +36,17 @@ pub(super) enum Is {
     UsageLimit(f64),
     /// Something that acts, if at all, wherever it is listed.
     Quiet,
+}
+
+impl Plugin {
+    /// What it is, with its name.
+    pub(super) fn named<T>(&self, is: T) -> Named<T> {
+        Named {
+            name: self.name.as_str().into(),
+            kind: self.kind,
+            is,
+        }
+    }
 }
 
 type Read = fn(&mut Fields<'_, '_>, &mut Supplies) -> Is;
@@ -184,19 +195,16 @@ impl Plugins {
         all
     }
 
-    /// Adds what no configuration has to say; its name.
-    pub(super) fn add(&mut self, kind: &'static str, is: Is) -> String {
+    /// Adds what no configuration has to say.
+    pub(super) fn add(&mut self, kind: &'static str, is: Is) -> Plugin {
         let mut name = kind.to_owned();
         while self.find(&name).is_some() {
             name.push_str("-default");
         }
         self.said.push(json!({"name": name, "type": kind}));
-        self.list.push(Plugin {
-            name: name.clone(),
-            kind,
-            is,
-        });
-        name
+        let added = Plugin { name, kind, is };
+        self.list.push(added.clone());
+        added
     }
 
     pub(super) fn find(&self, name: &str) -> Option<&Plugin> {

@@ -26,7 +26,7 @@ struct Written {
 pub(super) fn read(
     f: &mut Fields<'_, '_>,
     plugins: &mut Plugins,
-) -> Option<(Vec<Profile>, Handler)> {
+) -> Option<(Vec<Profile>, Named<Handler>)> {
     let mut written = f.each("schedulingProfiles", |f| {
         let name = f.text("name", "").into_string();
         if name.is_empty() {
@@ -92,27 +92,30 @@ fn everything(plugins: &Plugins) -> Written {
 }
 
 /// The picker of profiles that name none: the first there is, or the usual one.
-fn default_picker(plugins: &mut Plugins) -> (String, Picker) {
+fn default_picker(plugins: &mut Plugins) -> Named<Picker> {
     let listed = plugins.list.iter().find_map(|p| match p.is {
-        Is::Picker(picker) => Some((p.name.clone(), picker)),
+        Is::Picker(picker) => Some(p.named(picker)),
         _ => None,
     });
     let usual = Picker::one(Picking::MaxScore);
-    listed.unwrap_or_else(|| (plugins.add("max-score-picker", Is::Picker(usual)), usual))
+    listed.unwrap_or_else(|| {
+        let added = plugins.add("max-score-picker", Is::Picker(usual));
+        added.named(usual)
+    })
 }
 
 fn profile(
     f: &mut Fields<'_, '_>,
     written: Written,
     plugins: &Plugins,
-    (default_name, default_picker): &(String, Picker),
+    default_picker: &Named<Picker>,
     said: &mut Vec<Value>,
 ) -> Profile {
     let mut profile = Profile {
         name: written.name.into(),
         filters: Vec::new(),
         scorers: Vec::new(),
-        picker: *default_picker,
+        picker: default_picker.clone(),
     };
     let (mut has_picker, mut lines) = (false, Vec::new());
     for reference in written.references {
@@ -133,9 +136,9 @@ fn profile(
             Is::Picker(_) if std::mem::replace(&mut has_picker, true) => {
                 f.notes.wrong(&*place, "a profile has one picker");
             }
-            Is::Picker(picker) => profile.picker = *picker,
-            is => {
-                if !profile.take(&name, is, weight.unwrap_or(1.0)) {
+            Is::Picker(picker) => profile.picker = plugin.named(*picker),
+            _ => {
+                if !profile.take(plugin, weight.unwrap_or(1.0)) {
                     let kind = plugin.kind;
                     f.notes
                         .warn(&*place, format!("{kind} does nothing in a profile"));
@@ -154,7 +157,7 @@ fn profile(
         lines.push(line);
     }
     if !has_picker {
-        lines.push(json!({"pluginRef": default_name}));
+        lines.push(json!({"pluginRef": default_picker.name}));
     }
     said.push(json!({"name": profile.name, "plugins": lines}));
     profile
@@ -162,8 +165,8 @@ fn profile(
 
 impl Profile {
     /// Puts a plugin where it belongs; whether it belongs anywhere.
-    fn take(&mut self, name: &str, is: &Is, weight: f64) -> bool {
-        let (filter, scorer) = match is {
+    fn take(&mut self, plugin: &Plugin, weight: f64) -> bool {
+        let (filter, scorer) = match &plugin.is {
             Is::Filter(filter) => (Some(filter.clone()), None),
             Is::Scorer(scorer) => (None, Some(scorer.clone())),
             Is::Both(filter, scorer) => (Some(filter.clone()), Some(scorer.clone())),
@@ -171,13 +174,10 @@ impl Profile {
             Is::Detector(Detector::Concurrency(c)) => (Some(Filter::Concurrency(*c)), None),
             _ => return false,
         };
-        let name: Box<str> = name.into();
-        self.filters.extend(filter.map(|is| Named {
-            name: name.clone(),
-            is,
-        }));
+        self.filters.extend(filter.map(|is| plugin.named(is)));
         self.scorers.extend(scorer.map(|scorer| Weighted {
-            name,
+            name: plugin.name.as_str().into(),
+            kind: plugin.kind,
             scorer,
             weight,
         }));
@@ -185,9 +185,13 @@ impl Profile {
     }
 }
 
-fn handler(f: &mut Fields<'_, '_>, profiles: &[Profile], plugins: &mut Plugins) -> Option<Handler> {
+fn handler(
+    f: &mut Fields<'_, '_>,
+    profiles: &[Profile],
+    plugins: &mut Plugins,
+) -> Option<Named<Handler>> {
     let mut handlers = plugins.list.iter().filter_map(|p| match &p.is {
-        Is::Handler(spec) => Some(spec.clone()),
+        Is::Handler(spec) => Some(p.named(spec.clone())),
         _ => None,
     });
     let (first, second) = (handlers.next(), handlers.next());
@@ -199,8 +203,9 @@ fn handler(f: &mut Fields<'_, '_>, profiles: &[Profile], plugins: &mut Plugins) 
     let spec = match first {
         Some(spec) => spec,
         None if profiles.len() == 1 => {
-            plugins.add("single-profile-handler", Is::Handler(HandlerSpec::Single));
-            HandlerSpec::Single
+            let single = HandlerSpec::Single;
+            let added = plugins.add("single-profile-handler", Is::Handler(single.clone()));
+            added.named(single)
         }
         None => {
             let several = "several profiles need a profile handler, such as disagg-profile-handler";
@@ -208,21 +213,23 @@ fn handler(f: &mut Fields<'_, '_>, profiles: &[Profile], plugins: &mut Plugins) 
             return None;
         }
     };
-    match spec {
-        HandlerSpec::Disaggregated(spec) => stages(f, &spec, profiles, plugins),
+    let Named { name, kind, is } = spec;
+    let is = match is {
+        HandlerSpec::Disaggregated(spec) => stages(f, &spec, profiles, plugins)?,
         _ if profiles.len() > 1 => {
             f.wrong(
                 "schedulingProfiles",
                 "this profile handler runs one profile",
             );
-            None
+            return None;
         }
-        HandlerSpec::Single => Some(Handler::Single(0)),
-        HandlerSpec::DataParallel(primary_port) => Some(Handler::DataParallel {
+        HandlerSpec::Single => Handler::Single(0),
+        HandlerSpec::DataParallel(primary_port) => Handler::DataParallel {
             profile: 0,
             primary_port,
-        }),
-    }
+        },
+    };
+    Some(Named { name, kind, is })
 }
 
 fn stages(
@@ -292,7 +299,7 @@ pub(super) fn asks_precise(plan: &Plan) -> bool {
         filters.chain(p.scorers.iter().map(of_scorer))
     });
     let decides = matches!(
-        &plan.handler,
+        &plan.handler.is,
         Handler::Disaggregated(Stages {
             prefill_if: Decider::Uncached {
                 source: Source::Precise,

@@ -46,7 +46,7 @@ fn warnings(config: &PickerConfig) -> Vec<String> {
 }
 
 fn stages(config: &PickerConfig) -> &Stages {
-    match &config.plan.handler {
+    match &config.plan.handler.is {
         Handler::Disaggregated(stages) => stages,
         other => panic!("{other:?}"),
     }
@@ -211,8 +211,8 @@ fn queues_are_described() {
 #[test]
 fn defaults_are_filled_in() {
     let config = load(&default_config()).unwrap();
-    assert_eq!(config.plan.handler, Handler::Single(0));
-    assert_eq!(config.plan.profiles[0].picker.by, Picking::MaxScore);
+    assert_eq!(config.plan.handler.is, Handler::Single(0));
+    assert_eq!(config.plan.profiles[0].picker.is.by, Picking::MaxScore);
     assert_eq!(config.plan.approximate.block_tokens, 64);
     assert_eq!(config.parsers.len(), 4);
     let all = loaded(&with(
@@ -227,10 +227,20 @@ fn defaults_are_filled_in() {
         ("default", 1, 1)
     );
     assert_eq!(
-        (profile.picker.by, profile.picker.most),
+        (profile.picker.is.by, profile.picker.is.most),
         (Picking::Random, 3)
     );
-    assert_eq!(&*profile.filters[0].name, "mine");
+    let (filter, picker) = (&profile.filters[0], &profile.picker);
+    assert_eq!((&*filter.name, filter.kind), ("mine", "decode-filter"));
+    assert_eq!(
+        (&*picker.name, picker.kind),
+        ("random-picker", "random-picker")
+    );
+    let handler = &all.plan.handler;
+    assert_eq!(
+        (&*handler.name, handler.kind),
+        ("single-profile-handler", "single-profile-handler")
+    );
 }
 
 /// Plugins, and what is said against them.

@@ -394,3 +394,45 @@ proptest! {
         prop_assert_eq!(decide(&fleet), decide(&reversed));
     }
 }
+
+/// Notes what it is told.
+#[derive(Default)]
+struct Steps(Vec<Step>);
+
+impl Observer for Steps {
+    fn did(&mut self, step: Step) {
+        self.0
+            .extend(Some(step).filter(|step| *step != Step::Other));
+    }
+}
+
+#[test]
+fn who_watches_is_told_of_every_plugin_and_changes_nothing() {
+    let mut world = World::default();
+    world.set("d0", Role::Decode, &[]);
+    world.set("p0", Role::Prefill, &[]);
+    let mut scheduler = Scheduler::new(weighted(Some(1)), PrefixIndex::new(10));
+    let prompt = PromptHasher::new(7).prompt("m", &[&[b'x'; 400]], None);
+    let request = Request::new(&prompt);
+    let mut steps = Steps::default();
+    let observed = scheduler.decide_observed(&world.fleet, &request, 0, &mut steps);
+    assert_eq!(observed, scheduler.decide(&world.fleet, &request, 0));
+    // The scorer of prefixes is the first, and asks.
+    let profile = |at| {
+        let asked = [
+            Step::Profile(at),
+            Step::Filter(0),
+            Step::Lookup(Source::Approximate),
+        ];
+        let scored = [0, 1, 2].map(Step::Scorer);
+        asked.into_iter().chain(scored).chain([Step::Picker])
+    };
+    let all = profile(0).chain(profile(1)).chain([Step::Results]);
+    assert_eq!(steps.0, all.collect::<Vec<_>>());
+
+    world.set("d0", Role::Decode, &["down"]);
+    let mut steps = Steps::default();
+    let nobody = scheduler.decide_observed(&world.fleet, &request, 0, &mut steps);
+    assert!(nobody.is_err());
+    assert_eq!(steps.0, [Step::Profile(0), Step::Filter(0), Step::Results]);
+}

@@ -213,7 +213,7 @@ impl World {
         self.why = Explanation::default();
         let explained = self
             .scheduler
-            .decide_explained(&self.fleet, &request, turn, &mut self.why);
+            .decide_observed(&self.fleet, &request, turn, &mut self.why);
         let decided = self.scheduler.decide(&self.fleet, &request, turn);
         assert_eq!(explained, decided, "an explanation changes nothing");
         if let (Ok(decision), true) = (&decided, sent) {
