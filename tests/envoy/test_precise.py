@@ -29,6 +29,7 @@ plugins:
 - type: precise-prefix-cache-producer
   parameters:
     tokenProcessorConfig: {{blockSizeTokens: {BLOCK}}}
+    indexerConfig: {{kvBlockIndexConfig: {{enableMetrics: true}}}}
     kvEventsConfig: {{topicFilter: "kv@", podDiscoveryConfig: {{socketPort: {live}, replaySocketPort: {replay}}}}}
 - {{type: prefix-cache-scorer, parameters: {{prefixMatchInfoProducerName: precise-prefix-cache-producer}}}}
 - type: max-score-picker
@@ -149,7 +150,11 @@ def test_token_ids_are_looked_up_as_they_are(site):
     marker = mark(server)
     with site.door() as door:
         hears(door, marker, "pod-1")
+        counted = lambda what: door.picker.metric(f"llm_d_epp_kv_cache_index_{what}_total")
+        lookups, hits = counted("lookup_requests"), counted("lookup_hits")
         assert scores(door, KINDS[0], ids) == ("pod-1", {"pod-0": 0.0, "pod-1": 1.0})
+        assert (counted("lookup_requests"), counted("lookup_hits")) == (lookups + 1, hits + 10)
+        assert counted("max_pod_hit_count") == hits + 10 and counted("admissions") >= 10
 
 
 def test_a_server_that_was_started_again_has_nothing(site):

@@ -1,6 +1,7 @@
 //! The picker's metrics: upstream's names, and its older ones beside them if the configuration asks for those. Names and
-//! help texts are here, in `plugins`, `pool` and `series`; the values of labels are bounded.
+//! help texts are here, in `index`, `plugins`, `pool` and `series`; the values of labels are bounded.
 
+mod index;
 mod legacy;
 mod plugins;
 mod pool;
@@ -12,6 +13,7 @@ use baton_fleet::{FlowMetrics, Route, Server};
 use baton_metrics::{Known, Whose, registered};
 use baton_scheduler::config::PickerConfig;
 use baton_scheduler::{Prompt, Unschedulable};
+use index::Index;
 use plugins::Plugins;
 use pool::Pool;
 use prometheus::{
@@ -65,6 +67,7 @@ pub(crate) struct Metrics {
     choices: Choices,
     rewrites: IntCounterVec,
     pub(crate) plugins: Plugins,
+    index: Option<Index>,
     pool: Pool,
     pub(crate) flow: Arc<FlowMetrics>,
 }
@@ -217,6 +220,9 @@ impl Metrics {
     pub(crate) fn new(pool: &str, config: &PickerConfig) -> Self {
         let registry = Registry::new();
         let r = &registry;
+        let precise = config.plan.precise.as_ref();
+        let index = precise.filter(|p| p.metrics).map(|_| Index::new(r));
+        let lookups = index.as_ref().map(|index| index.lookups.clone());
         let info = gauges(r, "info", "What this picker is.", &["commit", "build_ref"]);
         let version = concat!("baton-", env!("CARGO_PKG_VERSION"));
         info.with_label_values(&["", version]).set(1);
@@ -239,7 +245,8 @@ impl Metrics {
                 "Models that got another name.",
                 &["model_rewrite_name", "model_name", "target_model"],
             ),
-            plugins: Plugins::new(r, &config.plan),
+            plugins: Plugins::new(r, &config.plan, lookups),
+            index,
             pool: Pool::new(r),
             flow: Arc::new(FlowMetrics::new(r, pool)),
             registry,
@@ -307,6 +314,7 @@ impl Metrics {
     /// Everything as Prometheus text.
     pub(crate) fn render(&self, epp: &Epp) -> String {
         self.pool.set(&self.name, &epp.fleet);
+        self.index.iter().for_each(|index| index.set(&epp.fleet));
         if let Some(queue) = &epp.queue {
             self.flow.refresh(&queue.gate, &epp.fleet);
         }

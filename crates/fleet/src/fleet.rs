@@ -8,7 +8,7 @@ use baton_kv::BlockEvent;
 use baton_scheduler::flow::{Gauge, Room};
 use baton_scheduler::{
     BlockHash, Certainty, Decision, Detector, Endpoint, EndpointId, Health, Keys, Load, Observer,
-    Plan, Prompt, PromptHasher, Request, Saturation, Scheduler, Share, TokenHasher,
+    Plan, PreciseStats, Prompt, PromptHasher, Request, Saturation, Scheduler, Share, TokenHasher,
     TokenPrompt, Unschedulable,
 };
 use parking_lot::Mutex;
@@ -461,6 +461,13 @@ impl Fleet {
         if let Some(index) = self.deciding.lock().scheduler.precise() {
             index.remove(server);
         }
+    }
+
+    /// What became of reports and lookups, if the plan has an index of reports.
+    #[must_use]
+    pub fn report_stats(&self) -> Option<PreciseStats> {
+        let mut deciding = self.deciding.lock();
+        deciding.scheduler.precise().map(|index| index.stats())
     }
 
     /// Whether a request of this priority is let in where nobody queues.

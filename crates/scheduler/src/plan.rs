@@ -231,6 +231,8 @@ pub struct Precise {
     pub host_weight: f32,
     /// How long a routed request's blocks are expected to appear, if that is guessed.
     pub speculative: Option<Duration>,
+    /// Whether metrics tell what is asked of it, and what is reported.
+    pub metrics: bool,
     /// Where events come from.
     pub events: Events,
 }

@@ -19,7 +19,7 @@ const fn renamed(new: &'static str, old: &'static str) -> Renamed {
     }
 }
 
-const NAMES: [Renamed; 34] = [
+const NAMES: [Renamed; 42] = [
     renamed("request_total", "inference_objective_request_total"),
     renamed(
         "request_error_total",
@@ -98,6 +98,38 @@ const NAMES: [Renamed; 34] = [
     renamed(
         "prefix_indexer_hit_bytes",
         "inference_extension_prefix_indexer_hit_bytes",
+    ),
+    renamed(
+        "kv_cache_index_admissions_total",
+        "kvcache_index_admissions_total",
+    ),
+    renamed(
+        "kv_cache_index_evictions_total",
+        "kvcache_index_evictions_total",
+    ),
+    renamed(
+        "kv_cache_index_lookup_requests_total",
+        "kvcache_index_lookup_requests_total",
+    ),
+    renamed(
+        "kv_cache_index_lookup_hits_total",
+        "kvcache_index_lookup_hits_total",
+    ),
+    renamed(
+        "kv_cache_index_max_pod_hit_count_total",
+        "kvcache_index_max_pod_hit_count_total",
+    ),
+    renamed(
+        "kv_cache_index_lookup_latency_seconds",
+        "kvcache_index_lookup_latency_seconds",
+    ),
+    renamed(
+        "kv_cache_events_dedup_removed_hashes_suppressed_total",
+        "kvcache_kvevents_dedup_removed_hashes_suppressed_total",
+    ),
+    renamed(
+        "kv_cache_events_dedup_removed_hashes_forwarded_total",
+        "kvcache_kvevents_dedup_removed_hashes_forwarded_total",
     ),
     renamed(
         "disagg_decision_total",

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// so that clients that take turns are met all of them.
 const EVERY: u64 = 13;
 /// Seconds of plugins; upstream's begin at a tenth of a millisecond, which says nothing of these.
-const BUCKETS: [f64; 16] = [
+pub(super) const BUCKETS: [f64; 16] = [
     0.000_000_1,
     0.000_000_2,
     0.000_000_5,
@@ -38,6 +38,8 @@ pub(crate) struct Plugins {
     results: Histogram,
     approximate: Histogram,
     precise: Option<Histogram>,
+    /// The same as `precise`, if the configuration wants the index counted.
+    lookups: Option<Histogram>,
 }
 
 /// By a plugin's place in its profile.
@@ -88,8 +90,8 @@ impl OfProfile {
 }
 
 impl Plugins {
-    /// Those of `plan`.
-    pub(super) fn new(r: &Registry, plan: &Plan) -> Self {
+    /// Those of `plan`; `lookups` is where lookups in the index of what servers report are told besides.
+    pub(super) fn new(r: &Registry, plan: &Plan, lookups: Option<Histogram>) -> Self {
         let family = histograms(
             r,
             "plugin_duration_seconds",
@@ -110,6 +112,7 @@ impl Plugins {
             results: handler("ProcessProfilesResults"),
             approximate: index(APPROXIMATE),
             precise: plan.precise.is_some().then(|| index(PRECISE)),
+            lookups,
         }
     }
 
@@ -130,24 +133,27 @@ impl Plugins {
             if let Step::Profile(at) = step {
                 profile = self.profiles.get(*at);
             }
-            if let Some(histogram) = self.of(*step, profile) {
+            for histogram in self.of(*step, profile).into_iter().flatten() {
                 histogram.observe(took.as_secs_f64());
             }
         }
     }
 
     /// Where a step of `profile` is told.
-    fn of<'a>(&'a self, step: Step, profile: Option<&'a OfProfile>) -> Option<&'a Histogram> {
-        match step {
+    fn of<'a>(&'a self, step: Step, profile: Option<&'a OfProfile>) -> [Option<&'a Histogram>; 2] {
+        let one = match step {
             Step::Profile(_) => Some(&self.next_profile),
             Step::Lookup(Source::Approximate) => Some(&self.approximate),
-            Step::Lookup(Source::Precise) => self.precise.as_ref(),
+            Step::Lookup(Source::Precise) => {
+                return [self.precise.as_ref(), self.lookups.as_ref()];
+            }
             Step::Filter(at) => profile.and_then(|p| p.filters.get(at)),
             Step::Scorer(at) => profile.and_then(|p| p.scorers.get(at)),
             Step::Picker => profile.map(|p| &p.picker),
             Step::Results => Some(&self.results),
             Step::Other => None,
-        }
+        };
+        [one, None]
     }
 }
 
@@ -170,7 +176,7 @@ mod tests {
     fn every_plugin_of_one_decision_in_thirteen_is_timed() {
         let plan = load(&default_config()).unwrap().plan;
         let registry = Registry::new();
-        let plugins = Plugins::new(&registry, &plan);
+        let plugins = Plugins::new(&registry, &plan, None);
         let mut scheduler = Scheduler::new(plan, PrefixIndex::new(10));
         let prompt = PromptHasher::new(7).prompt("m", &[b"hello"], None);
         let fleet = [Endpoint::new(EndpointId(0), Role::Both)];

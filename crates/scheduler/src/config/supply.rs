@@ -272,6 +272,7 @@ fn precise_fields(f: &mut Fields<'_, '_>, supplies: &mut Supplies) -> Precise {
         device_weight: 1.0,
         host_weight: 0.8,
         speculative: None,
+        metrics: false,
         events: Events {
             bind: None,
             topic: "kv@".into(),
@@ -307,7 +308,7 @@ fn indexer(f: &mut Fields<'_, '_>, precise: &mut Precise, supplies: &mut Supplie
         if f.raw("redisConfig").is_some() {
             f.wrong("redisConfig", "the index is kept in this process");
         }
-        f.ignored("enableMetrics", "metrics are always there");
+        precise.metrics = f.flag("enableMetrics", false);
         f.ignored("metricsLoggingInterval", "metrics are not logged");
     });
     for (medium, weight) in f.each("kvCacheBackendConfigs", |f| {

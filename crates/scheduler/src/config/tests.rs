@@ -158,6 +158,7 @@ fn prefixes_by_events() {
         let precise = config.plan.precise.as_ref().unwrap();
         assert_eq!(precise.block_tokens, 64);
         assert_eq!(precise.events.bind.as_deref(), bind);
+        assert!(precise.metrics);
         assert_eq!(precise.events.port, 5557);
         assert_eq!(config.tokens.model.as_deref(), Some("org/model"));
         let asks = |s: &crate::Weighted| {

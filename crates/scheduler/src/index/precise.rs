@@ -49,7 +49,7 @@ impl Default for PreciseConfig {
     }
 }
 
-/// What became of the events, counted.
+/// What became of the events and of lookups, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PreciseStats {
     /// Blocks noted.
@@ -62,6 +62,14 @@ pub struct PreciseStats {
     pub refused: u64,
     /// Events that contradict themselves.
     pub odd: u64,
+    /// Removals of blocks that had been stored once more, and are still there.
+    pub outlived: u64,
+    /// All other removals.
+    pub heeded: u64,
+    /// Prompts looked up.
+    pub lookups: u64,
+    /// Leading blocks of theirs that the best server had, or was expected to have.
+    pub hits: u64,
 }
 
 /// What a server holds of a prompt, in blocks of its own size.
@@ -149,7 +157,7 @@ impl PreciseIndex {
         self.sizes.iter().map(|(size, _)| *size)
     }
 
-    /// What became of the events.
+    /// What became of the events and of lookups.
     #[must_use]
     pub fn stats(&self) -> PreciseStats {
         self.stats
@@ -241,6 +249,7 @@ impl PreciseIndex {
         found.clear();
         found.resize(servers.len(), Found::default());
         let mut scratch = std::mem::take(&mut self.scratch);
+        let mut best = 0;
         for (block_tokens, keys) in keys.iter() {
             self.walk(keys, servers, &mut scratch);
             self.expected.matches(keys, servers, &mut scratch.expected);
@@ -248,6 +257,7 @@ impl PreciseIndex {
                 (found.iter_mut().zip(&scratch.lengths)).zip(&scratch.expected)
             {
                 let expected = expected.expected.max(computed);
+                best = best.max(expected);
                 let off_device = (computed - on_device) as f32;
                 let here = Found {
                     block_tokens,
@@ -263,6 +273,8 @@ impl PreciseIndex {
             }
         }
         self.scratch = scratch;
+        self.stats.lookups += 1;
+        self.stats.hits += best as u64;
     }
 
     /// Finds how far each server holds `keys`: `scratch.lengths`.
@@ -385,10 +397,15 @@ impl PreciseIndex {
             let its = &mut self.slots[usize::from(slot)];
             let Some(held) = its.held.get_mut(&hash) else {
                 its.orphans.remove(hash);
+                self.stats.heeded += 1;
                 continue;
             };
             let count = &mut held.stored[tier_at(tier)];
             let last = *count == 1;
+            match *count {
+                0 | 1 => self.stats.heeded += 1,
+                _ => self.stats.outlived += 1,
+            }
             *count = count.saturating_sub(1);
             let (key, gone) = (held.key, held.stored == [0; 3]);
             if gone {

@@ -78,6 +78,10 @@ fn what_is_stored_is_found_and_what_is_removed_is_not() {
     index.apply(A, "m", &BlockEvent::Cleared);
     assert_eq!(computed(&mut index, &TEXT, &[A, B]), [0, 1]);
     assert_eq!((index.len_of(A), index.len_of(B)), (0, 2));
+    let stats = index.stats();
+    assert_eq!((stats.stored, stats.removed, stats.heeded), (6, 2, 2));
+    // Of each lookup, what the best server had.
+    assert_eq!((stats.lookups, stats.hits), (4, 3 + 4 + 2 + 1));
 }
 
 #[test]
@@ -90,6 +94,8 @@ fn what_was_stored_twice_is_there_until_it_is_removed_twice() {
     assert_eq!(computed(&mut index, &TEXT, &[A]), [1]);
     remove(&mut index, A, removed(&[10, 10, 99]));
     assert_eq!(computed(&mut index, &TEXT, &[A]), [0]);
+    let stats = index.stats();
+    assert_eq!((stats.outlived, stats.heeded, stats.removed), (1, 3, 1));
 }
 
 #[test]
