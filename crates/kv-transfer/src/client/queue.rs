@@ -18,12 +18,17 @@ pub(super) struct Queue {
     /// How long a transfer may wait.
     patience: Duration,
     state: Mutex<State>,
-    changed: Condvar,
+    /// Wakes a worker.
+    work: Condvar,
+    /// Wakes whoever looks through what waits.
+    delay: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Job>,
+    /// Workers with nothing to do, some of which may have been woken already.
+    idle: usize,
     is_closed: bool,
 }
 
@@ -33,7 +38,8 @@ impl Queue {
             limit,
             patience,
             state: Mutex::default(),
-            changed: Condvar::new(),
+            work: Condvar::new(),
+            delay: Condvar::new(),
         }
     }
 
@@ -48,8 +54,12 @@ impl Queue {
             }
         } else {
             state.waiting.push_back(job);
+            let must_wait = state.waiting.len() > state.idle;
             drop(state);
-            self.changed.notify_all();
+            self.work.notify_one();
+            if must_wait {
+                self.delay.notify_one();
+            }
             return;
         };
         drop(state);
@@ -63,7 +73,9 @@ impl Queue {
             if let Some(job) = state.waiting.pop_front() {
                 return Some(job);
             }
-            self.changed.wait(&mut state);
+            state.idle += 1;
+            self.work.wait(&mut state);
+            state.idle -= 1;
         }
         None
     }
@@ -84,9 +96,9 @@ impl Queue {
                     job.finish(Err(why));
                 });
             } else if state.waiting.is_empty() {
-                self.changed.wait(&mut state);
+                self.delay.wait(&mut state);
             } else {
-                self.changed.wait_for(&mut state, SWEEP_PAUSE);
+                self.delay.wait_for(&mut state, SWEEP_PAUSE);
             }
         }
     }
@@ -107,7 +119,8 @@ impl Queue {
             state.is_closed = true;
             std::mem::take(&mut state.waiting)
         };
-        self.changed.notify_all();
+        self.work.notify_all();
+        self.delay.notify_all();
         waiting
             .into_iter()
             .for_each(|job| job.finish(Err(TransferError::Closed)));

@@ -39,7 +39,10 @@ const CHUNK_PATIENCE: u32 = 4;
 #[derive(Debug)]
 pub(super) struct Session {
     control: Mutex<Control<Room>>,
+    /// Wakes data connections.
     changed: Condvar,
+    /// Wakes the one who tells how leases grow.
+    news: Condvar,
     name: u64,
     key: ConnKey,
     /// The control connection.
@@ -51,6 +54,7 @@ impl Session {
         // Under the lock, so that a waiter is either before its check or in its wait.
         drop(self.control.lock());
         self.changed.notify_all();
+        self.news.notify_all();
     }
 
     /// Whether the consumer is the one who has this password to shared memory.
@@ -78,7 +82,7 @@ impl Session {
         while !control.is_over() && !shared.is_stopping() {
             let news = control.tell(&shared.leases.lock());
             if news.is_empty() {
-                self.changed.wait(&mut control);
+                self.news.wait(&mut control);
                 continue;
             }
             drop(control);
@@ -244,6 +248,7 @@ fn authenticate(
                 let session = Arc::new(Session {
                     control: Mutex::new(Control::new(SessionId(id), Arc::clone(terms))),
                     changed: Condvar::new(),
+                    news: Condvar::new(),
                     name: id,
                     key,
                     socket,
@@ -309,6 +314,7 @@ fn serve_control(shared: &Arc<Shared>, session: &Arc<Session>) -> Result<(), Fra
     shared.sessions.lock().remove(&session.name);
     session.control.lock().end(&mut shared.leases.lock());
     session.changed.notify_all();
+    session.news.notify_all();
     session.socket.hang_up();
     // It ends because the session has; one that panicked has nothing left to tell.
     let _ = teller.join();
@@ -323,12 +329,20 @@ fn converse(shared: &Shared, session: &Session) -> Result<(), FrameError> {
         count_message(shared, &message);
         let asked = bytes_asked(shared, &message);
         let may_end_lease = matches!(message, Message::Release { .. });
+        // What only moves chunks tells nobody how a lease grows.
+        let may_be_news = !matches!(
+            message,
+            Message::Open(_) | Message::Credit { .. } | Message::Nack { .. }
+        );
         let answer = {
             let mut control = session.control.lock();
             let mut leases = shared.leases.lock();
             control.on_message((of, message), &mut leases, Instant::now())?
         };
         session.changed.notify_all();
+        if may_be_news {
+            session.news.notify_all();
+        }
         if may_end_lease {
             shared.leases_changed.notify_all();
         }
