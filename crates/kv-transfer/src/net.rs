@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use rustls::Connection;
 
 use crate::secret::{Binding, UNBOUND};
-use crate::sockets::watch_over;
+use crate::sockets::{keep_few_under_way, watch_over};
 use crate::tls::{MAX_BEFORE_AUTH, Tls};
 use crate::wire::{
     FRAME_HEADER_LEN, Message, WireError, decode_frame_header, decode_message, encode_frame,
@@ -41,6 +41,11 @@ impl Socket {
             tls: None,
             outgoing: Mutex::default(),
         })
+    }
+
+    /// The peer is near: what waits to be sent should be little.
+    pub(crate) fn keep_few_under_way(&self) -> io::Result<()> {
+        keep_few_under_way(&self.tcp)
     }
 
     /// The same connection, encrypted from here on.

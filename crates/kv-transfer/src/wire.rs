@@ -38,6 +38,8 @@ pub const MAX_CHUNK: usize = 1 << 20;
 pub const MEMORY: u16 = 0;
 
 const PREFACE_MAGIC: [u8; 4] = *b"KVX1";
+const FLAG_TLS: u8 = 1;
+const FLAG_NEAR: u8 = 2;
 const CHUNK_MAGIC: u16 = 0x784b;
 const CHUNK_VERSION: u8 = 1;
 
@@ -120,6 +122,8 @@ pub struct Preface {
     pub role: Role,
     /// Whether all that follows is TLS.
     pub is_tls: bool,
+    /// Whether the answer to a packet comes so soon that little needs to be under way. Advice: who sends may ignore it.
+    pub is_near: bool,
 }
 
 impl Preface {
@@ -132,7 +136,8 @@ impl Preface {
         };
         let [m0, m1, m2, m3] = PREFACE_MAGIC;
         let [v0, v1] = VERSION.to_le_bytes();
-        [m0, m1, m2, m3, role, u8::from(self.is_tls), v0, v1]
+        let flags = u8::from(self.is_tls) * FLAG_TLS | u8::from(self.is_near) * FLAG_NEAR;
+        [m0, m1, m2, m3, role, flags, v0, v1]
     }
 }
 
@@ -155,8 +160,11 @@ pub fn decode_preface(bytes: &[u8]) -> Result<Preface, WireError> {
         1 => Role::Data,
         role => return Err(WireError::Role { role }),
     };
-    let is_tls = flags & 1 == 1;
-    Ok(Preface { role, is_tls })
+    Ok(Preface {
+        role,
+        is_tls: flags & FLAG_TLS != 0,
+        is_near: flags & FLAG_NEAR != 0,
+    })
 }
 
 /// What precedes the body of a control frame.
@@ -466,17 +474,23 @@ mod tests {
     }
 
     #[test]
-    fn a_preface_names_role_encryption_and_version() {
+    fn a_preface_names_role_encryption_nearness_and_version() {
         let data = Preface {
             role: Role::Data,
             is_tls: false,
+            is_near: false,
         };
-        for (role, is_tls) in [
-            (Role::Control, false),
-            (Role::Control, true),
-            (Role::Data, true),
+        for (role, is_tls, is_near) in [
+            (Role::Control, false, false),
+            (Role::Control, true, false),
+            (Role::Data, true, true),
+            (Role::Data, false, true),
         ] {
-            let preface = Preface { role, is_tls };
+            let preface = Preface {
+                role,
+                is_tls,
+                is_near,
+            };
             assert_eq!(decode_preface(&preface.encode()), Ok(preface));
         }
         let mut bytes = data.encode();

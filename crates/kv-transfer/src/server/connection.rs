@@ -209,6 +209,9 @@ fn prove(
         socket.part(&Message::GoAway { code }, deadline)?;
         return Err(io::Error::other(code.name()).into());
     }
+    if preface.is_near {
+        socket.keep_few_under_way()?;
+    }
     let socket = match &shared.tls {
         Some(tls) => socket.encrypted(tls::accepted(tls)?, deadline)?,
         None => socket,

@@ -767,5 +767,12 @@ pub(super) fn attached(
 
 fn preface(role: Role) -> Vec<u8> {
     let is_tls = false;
-    Preface { role, is_tls }.encode().to_vec()
+    let is_near = false;
+    Preface {
+        role,
+        is_tls,
+        is_near,
+    }
+    .encode()
+    .to_vec()
 }

@@ -54,11 +54,13 @@ fn garbage_is_cut_off() {
     let control = Preface {
         role: Role::Control,
         is_tls: false,
+        is_near: false,
     }
     .encode();
     let data = Preface {
         role: Role::Data,
         is_tls: false,
+        is_near: false,
     }
     .encode();
     for garbage in [
@@ -107,6 +109,7 @@ fn a_wrong_proof_is_refused_by_name() {
             &Preface {
                 role: Role::Control,
                 is_tls: false,
+                is_near: false,
             }
             .encode(),
         )
@@ -131,6 +134,7 @@ fn strangers_that_say_nothing_or_only_a_little_are_cut_off_in_time() {
     let control = Preface {
         role: Role::Control,
         is_tls: false,
+        is_near: false,
     }
     .encode();
     for little in [

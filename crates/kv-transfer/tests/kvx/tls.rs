@@ -54,7 +54,13 @@ fn altered(params: &KvTransferParams, port: u16, tls: bool) -> KvTransferParams 
 }
 
 fn preface(role: Role, is_tls: bool) -> [u8; PREFACE_LEN] {
-    Preface { role, is_tls }.encode()
+    let is_near = false;
+    Preface {
+        role,
+        is_tls,
+        is_near,
+    }
+    .encode()
 }
 
 fn hello() -> Message {
