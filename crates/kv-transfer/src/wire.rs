@@ -136,7 +136,7 @@ impl Preface {
         };
         let [m0, m1, m2, m3] = PREFACE_MAGIC;
         let [v0, v1] = VERSION.to_le_bytes();
-        let flags = u8::from(self.is_tls) * FLAG_TLS | u8::from(self.is_near) * FLAG_NEAR;
+        let flags = (u8::from(self.is_tls) * FLAG_TLS) | (u8::from(self.is_near) * FLAG_NEAR);
         [m0, m1, m2, m3, role, flags, v0, v1]
     }
 }
