@@ -16,6 +16,7 @@ mod arena;
 #[cfg_attr(not(target_os = "linux"), path = "no_door.rs")]
 mod door;
 mod holes;
+mod past_caches;
 mod view;
 
 pub use arena::{Arena, Place, Room};

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use memmap2::{MmapOptions, MmapRaw};
 
-use crate::{HEAD_BYTES, MAX_ROOMS, Place};
+use crate::{HEAD_BYTES, MAX_ROOMS, Place, past_caches};
 
 /// Another process's arena, read-only.
 #[derive(Debug)]
@@ -40,16 +40,30 @@ impl View {
     /// # Panics
     /// When the view [has](Self::has) no such range.
     pub fn copy(&self, from: usize, to: &mut [u8]) {
-        let fits = from
-            .checked_add(to.len())
-            .is_some_and(|end| self.has(&(from..end)));
-        assert!(fits, "a range of the view");
+        let begin = self.at(from, to.len());
         // SAFETY: the range lies within the map, whose file cannot shrink, and `to` is ours alone. The owner may write
         // there meanwhile: no reference to the memory is made, and what was copied then is thrown away.
-        unsafe {
-            let begin = self.map.as_ptr().add(from);
-            std::ptr::copy_nonoverlapping(begin, to.as_mut_ptr(), to.len());
-        }
+        unsafe { std::ptr::copy_nonoverlapping(begin, to.as_mut_ptr(), to.len()) }
+    }
+
+    /// The same for a part of something larger than the caches, which would only drive out of them what is needed.
+    ///
+    /// # Panics
+    /// As [`copy`](Self::copy).
+    pub fn copy_past_caches(&self, from: usize, to: &mut [u8]) {
+        let begin = self.at(from, to.len());
+        // SAFETY: as in `copy`.
+        unsafe { past_caches::copy(begin, to.as_mut_ptr(), to.len()) }
+    }
+
+    /// Where a range begins.
+    fn at(&self, from: usize, len: usize) -> *const u8 {
+        let fits = from
+            .checked_add(len)
+            .is_some_and(|end| self.has(&(from..end)));
+        assert!(fits, "a range of the view");
+        // SAFETY: it lies within the map.
+        unsafe { self.map.as_ptr().add(from) }
     }
 
     /// Whether what was copied before belongs to the room of `place`.

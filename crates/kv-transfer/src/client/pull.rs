@@ -28,6 +28,9 @@ use crate::wire::{CHUNK_HEADER_LEN, ChunkHeader, MEMORY, Message, Selection, Wir
 /// Copied between two looks whether to stop.
 const COPY_BYTES: usize = 8 << 20;
 
+/// A transfer of so many bytes finds none of them in a cache, and leaves none there.
+const MANY_BYTES: usize = 64 << 20;
+
 /// Read at once: what a core's own cache holds, so that the checksum finds it there.
 const READ_BYTES: usize = 128 << 10;
 
@@ -354,7 +357,10 @@ impl Wire<'_> {
     ) -> Result<(), TransferError> {
         let begins = range.step_by(COPY_BYTES);
         for (begin, part) in begins.zip(part.chunks_mut(COPY_BYTES)) {
-            view.copy(begin, part);
+            match fetch.bytes() {
+                MANY_BYTES.. => view.copy_past_caches(begin, part),
+                _ => view.copy(begin, part),
+            }
             if part.len() == COPY_BYTES {
                 let late = || fetch.late(Instant::now());
                 self.pull.stopped().or_else(late).map_or(Ok(()), Err)?;
