@@ -147,7 +147,8 @@ pub struct Load {
     pub unseen: u32,
     /// Tokens of the requests that were sent there and are not over, by our own account.
     pub tokens: u64,
-    /// What is probably left to compute of the prompts that were sent there and are not answered yet, by our own account, as [`Costs::work`](crate::Costs::work) counts it.
+    /// What is probably left to compute of the prompts that were sent there and are not answered yet, by our own account,
+    /// as [`Costs::work`](crate::Costs::work) counts it.
     pub queued_work: f64,
     /// Such work a second, as it was seen to do it; `None` before its first answer.
     pub pace: Option<f64>,

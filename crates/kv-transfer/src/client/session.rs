@@ -120,7 +120,7 @@ impl Session {
 
     fn greet(shared: &Shared, tcp: TcpStream, addr: SocketAddr) -> Result<Self, TransferError> {
         let deadline = Instant::now() + shared.cfg.idle_timeout;
-        let control = prepare(tcp, shared, (Role::Control, false), deadline);
+        let control = prepare(tcp, shared, Role::Control, false, deadline);
         let control = control.map_err(|e| io_error(&e))?;
         let n_streams = u16::try_from(shared.cfg.n_streams).unwrap_or(u16::MAX);
         let nonce = random().map_err(|_| TransferError::Broken(io::ErrorKind::Other))?;
@@ -280,7 +280,7 @@ impl Session {
             let begun = Instant::now();
             let tcp = TcpStream::connect_timeout(&self.addr, patience)?;
             let is_near = begun.elapsed() < NEAR;
-            let socket = prepare(tcp, shared, (Role::Data, is_near), deadline)?;
+            let socket = prepare(tcp, shared, Role::Data, is_near, deadline)?;
             let (session, proof) = (self.name, self.key.attach_proof(&socket.binding()));
             socket.write_frame(0, &Message::Attach { session, proof })?;
             Ok(socket)
@@ -360,7 +360,8 @@ impl Transfers {
 fn prepare(
     tcp: TcpStream,
     shared: &Shared,
-    (role, is_near): (Role, bool),
+    role: Role,
+    is_near: bool,
     deadline: Instant,
 ) -> io::Result<Socket> {
     let socket = Socket::new(tcp, shared.cfg.idle_timeout)?;
